@@ -1,0 +1,115 @@
+"""The ImageNet recipe of the published CoTNet models, every field with its meaning.
+
+Not run by itself: each file beside this one takes it and changes what differs.
+Source: Li et al., "Contextual Transformer Networks for Visual Recognition",
+arXiv 2107.12292, section 4.1, and the settings published with the models.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+
+    # Everything random (initial weights, order, augmentation, mixing, dropout) follows from this.
+    config.seed = 42
+    # Passes over the training split.
+    config.epochs = 350
+    # Pictures a step, summed over all devices and all accumulated parts.
+    config.batch_size = 640
+    # A step's batch is worked through in this many parts, one after the other.
+    config.accumulate_steps = 1
+    # Weights to start from: a converted folder, a workdir or a PyTorch file; "" starts from scratch.
+    config.init_from = ""
+
+    config.model = model = ml_collections.ConfigDict()
+    # One of cotnet_jax.list_models().
+    model.name = "cotnet50"
+    # Dropout before the classifier.
+    model.drop_rate = 0.25
+    # Drop path of the last block; earlier blocks rise to it linearly from 0.
+    model.drop_path_rate = 0.1
+    # 8, 16 or 32: input pixels to one pixel of the last stage.
+    model.output_stride = 32
+    # Activations: "float32", "bfloat16", or "auto" = bfloat16 on accelerators, float32 on CPUs.
+    model.dtype = "auto"
+    # True: batch statistics over all devices; False: per device, as published.
+    model.sync_batch_norm = False
+
+    config.data = data = ml_collections.ConfigDict()
+    # A TFDS dataset's name, "digits", "synthetic", or the path of a prepared folder.
+    data.name = "imagenet2012"
+    # Where TFDS keeps its datasets; "" is TFDS's own default.
+    data.data_dir = ""
+    data.train_split = "train"
+    data.eval_split = "validation"
+    # Side of the square pictures given to the network, training and evaluation, in pixels.
+    data.image_size = 224
+    # Evaluation crops the centre image_size of a picture whose short side is image_size / crop.
+    data.crop = 0.875
+    # Resizing filter: "bicubic" or "bilinear", both antialiased.
+    data.interpolation = "bicubic"
+    # Per-channel mean and standard deviation of the input, on the 0..1 scale.
+    data.mean = (0.485, 0.456, 0.406)
+    data.std = (0.229, 0.224, 0.225)
+    # Decoding threads in each process, and decoding processes (0: threads alone).
+    data.num_threads = 16
+    data.num_workers = 0
+    # Batches made ahead of the device.
+    data.prefetch = 2
+
+    config.augment = augment = ml_collections.ConfigDict()
+    # Random resized crop: share of the area, and width / height.
+    augment.scale = (0.08, 1.0)
+    augment.ratio = (3 / 4, 4 / 3)
+    # Probability of a horizontal flip.
+    augment.flip = 0.5
+    # RandAugment: m magnitude, mstd its standard deviation, n operations; "" is off.
+    augment.randaugment = "rand-m15-mstd0.5-n2"
+
+    config.mixing = mixing = ml_collections.ConfigDict()
+    # Probability that a batch is mixed at all, and that a mixed batch is CutMix.
+    mixing.probability = 1.0
+    mixing.cutmix_probability = 0.5
+    # Beta(alpha, alpha) of the mixing share; 0 turns that kind off.
+    mixing.mixup_alpha = 0.8
+    mixing.cutmix_alpha = 1.0
+    # Share of the target spread evenly over all classes.
+    mixing.label_smoothing = 0.1
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    # SGD, Nesterov momentum; weight decay is added to the gradient of kernels alone.
+    optimizer.momentum = 0.9
+    optimizer.weight_decay = 4e-5
+    # Largest global gradient norm; 0 is off.
+    optimizer.clip_norm = 0.0
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    # Constant inside an epoch: linear warm-up, then half a cosine over all epochs.
+    schedule.peak = 0.25
+    schedule.warmup_epochs = 5
+    schedule.warmup_start = 1e-4
+    schedule.final = 1e-5
+
+    config.ema = ema = ml_collections.ConfigDict()
+    # Moving average of parameters and batch statistics, after every step; 0 is off.
+    ema.decay = 0.9999
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    # Pictures a step, summed over all devices.
+    evaluation.batch_size = 640
+    # Epochs between evaluations; the last epoch is always evaluated.
+    evaluation.every_epochs = 1
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    # Steps between checkpoints inside an epoch; 0 saves at the end of epochs alone.
+    checkpoint.every_steps = 0
+    # Checkpoints kept for their EMA top-1, besides the latest.
+    checkpoint.keep_best = 10
+
+    # Steps between two lines of progress.
+    config.log_every_steps = 50
+    # Set by --config.notes to tell runs apart; not read by the program.
+    config.notes = config_dict.placeholder(str)
+    return config

@@ -1,0 +1,19 @@
+"""The layers that CoTNets are made of, usable in other networks."""
+
+from cotnet_jax.layers.aggregation import local_aggregation
+from cotnet_jax.layers.batch_norm import BatchNorm
+from cotnet_jax.layers.conv import Conv
+from cotnet_jax.layers.cot import CoTLayer
+from cotnet_jax.layers.drop_path import DropPath
+from cotnet_jax.layers.split_attention import SplitAttention
+from cotnet_jax.layers.tap_group_norm import TapGroupNorm
+
+__all__ = [
+    "BatchNorm",
+    "CoTLayer",
+    "Conv",
+    "DropPath",
+    "SplitAttention",
+    "TapGroupNorm",
+    "local_aggregation",
+]

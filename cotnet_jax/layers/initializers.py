@@ -1,0 +1,26 @@
+"""Initial weights as the published models had them (PyTorch's definitions)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def kaiming_normal_fan_out(key, shape, dtype=jnp.float32):
+    """Normal with variance 2 / (K*K*out channels), for kernels [K, K, in / groups, out].
+
+    He et al., "Delving Deep into Rectifiers", arXiv 1502.01852, section 2.2, backward case.
+    The output channels are not divided by the groups, as in the published models.
+    """
+    fan_out = math.prod(shape[:-2]) * shape[-1]
+    return math.sqrt(2 / fan_out) * jax.random.normal(key, shape, dtype)
+
+
+def uniform_fan_in(fan_in: int):
+    """Initializer uniform in +-1 / sqrt(fan_in): PyTorch's default for biases and linear layers."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def initialize(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return initialize
