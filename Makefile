@@ -1,0 +1,60 @@
+# make demo      trains the embedded default to the end (needs Python 3.11 or newer, nothing else)
+# make test      runs the tests
+# make test-all  runs the slow ones too
+# make lint      checks style and format
+#
+# PYTHON=... chooses the interpreter, VENV=... the folder of the virtual environment.
+
+VENV ?= .venv
+# The first of these that runs and is new enough.
+PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3 python; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& echo "$$python" && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python main.py --config=configs/digits.py --workdir=runs/digits
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal --durations 10 -m "not slow"
+
+test-all: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal --durations 10
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+
+# The stamps are made last: an interrupted installation is done again.
+$(VENV)/.created:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "No Python 3.11 or newer was found. Install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
+		exit 1; \
+	fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is Python %d.%d; 3.11 or newer is needed: make PYTHON=/path/to/python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created requirements.txt pyproject.toml
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable ".[test]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,49 @@
+"""Runs Python in other processes, for tests that need several devices, processes or a kill."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+_TESTS = Path(__file__).resolve().parent
+
+
+def start_python(code: str, *arguments, devices: int = 1) -> subprocess.Popen:
+    """Starts ``python -c code arguments`` on the CPU with so many fake devices.
+
+    ``code`` is dedented, and can import the package, the configs and the tests' helpers.
+    """
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS)]),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes: subprocess.Popen, timeout: float = 120) -> list[str]:
+    """Waits for all of them; their standard outputs. Fails with its output if one fails."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (out, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, out + err
+    return [out for out, _ in outputs]
+
+
+def free_address() -> str:
+    """host:port on this machine, for ``jax.distributed.initialize``."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
