@@ -1,0 +1,28 @@
+"""Everything a training run needs to go on, in one pytree."""
+
+from typing import Any
+
+import flax
+import jax
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of a run after ``step`` steps.
+
+    Attributes:
+      step: int32 [], optimizer steps done.
+      params: nested dict of float32 arrays, the network's parameters.
+      batch_stats: nested dict of float32 arrays, BatchNorm's running means and variances.
+      ema: {"params", "batch_stats"}, the moving averages of both; None when they are off.
+      opt_state: the optax state.
+      key: uint32 key data (``jax.random.key_data``) of the run's base key, constant over the run.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    ema: Any
+    opt_state: optax.OptState
+    key: jax.Array
