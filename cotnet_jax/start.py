@@ -1,0 +1,103 @@
+"""What a run starts with, told in the log and kept in its workdir."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from absl import logging
+from clu import parameter_overview
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "array-record",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+)
+
+
+def log_start(
+    workdir: str | Path,
+    *,
+    config: ml_collections.ConfigDict,
+    params: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Logs parameters, devices, mesh, versions and config, and writes them into ``workdir``.
+
+    Files, by process 0: config.json, the resolved config; parameters.txt, the overview of
+    ``params``; starts.jsonl, a line for each start of the run with its command and environment.
+
+    Args:
+      params: nested dict of arrays or ``jax.ShapeDtypeStruct``.
+
+    Raises:
+      OSError: the workdir cannot be written to.
+    """
+    if jax.process_index() != 0:
+        return
+    overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+    environment = describe_environment(mesh)
+    config_text = config.to_json(indent=2)
+    logging.info("Parameters:\n%s", overview)
+    logging.info("Config:\n%s", config_text)
+    for name in ("devices", "mesh", "versions"):
+        logging.info("%s: %s", name.capitalize(), _one_line(environment[name]))
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name, text in (("config.json", config_text), ("parameters.txt", overview)):
+            unfinished = workdir / f"{name}.tmp"
+            unfinished.write_text(text + "\n")
+            unfinished.replace(workdir / name)
+        with (workdir / "starts.jsonl").open("a") as file:
+            file.write(json.dumps(environment) + "\n")
+    except OSError as error:
+        raise OSError(
+            f"Could not write to {workdir}: {error.strerror or error}. Choose another --workdir."
+        ) from None
+
+
+def describe_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """The command, machine, devices and versions of this process, as JSON values."""
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "machine": platform.platform(),
+        "devices": {
+            "count": jax.device_count(),
+            "kind": ", ".join(kinds),
+            "platform": jax.default_backend(),
+            "processes": jax.process_count(),
+        },
+        "mesh": {str(name): size for name, size in mesh.shape.items()},
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _one_line(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
