@@ -53,11 +53,14 @@ def get_config() -> ml_collections.ConfigDict:
     # Per-channel mean and standard deviation of the input, on the 0..1 scale.
     data.mean = (0.485, 0.456, 0.406)
     data.std = (0.229, 0.224, 0.225)
-    # Decoding threads in each process, and decoding processes (0: threads alone).
+    # Decoding threads in each process, and decoding processes (0: threads alone, -1: one a core).
+    # Beyond 4 threads processes are faster: Python lets one thread at a time between two pictures.
     data.num_threads = 16
     data.num_workers = 0
     # Batches made ahead of the device.
     data.prefetch = 2
+    # A run stops when more than this share of its pictures cannot be decoded.
+    data.max_undecodable = 0.001
 
     config.augment = augment = ml_collections.ConfigDict()
     # Random resized crop: share of the area, and width / height.
@@ -67,6 +70,14 @@ def get_config() -> ml_collections.ConfigDict:
     augment.flip = 0.5
     # RandAugment: m magnitude, mstd its standard deviation, n operations; "" is off.
     augment.randaugment = "rand-m15-mstd0.5-n2"
+    # Brightness, contrast and saturation factors 1 - x .. 1 + x, only where RandAugment is off.
+    augment.color_jitter = 0.4
+    # Random erasing: probability (0 is off in the recipe), "pixel" (noise) or "const" (mean
+    # colour), share of the area, and height / width.
+    augment.erasing_probability = 0.0
+    augment.erasing_mode = "pixel"
+    augment.erasing_area = (0.02, 1 / 3)
+    augment.erasing_ratio = (0.3, 10 / 3)
 
     config.mixing = mixing = ml_collections.ConfigDict()
     # Probability that a batch is mixed at all, and that a mixed batch is CutMix.

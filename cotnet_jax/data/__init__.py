@@ -1,0 +1,1 @@
+"""The input side: where pictures come from, how they are augmented, and in which order."""

@@ -1,0 +1,187 @@
+"""Where pictures come from: TFDS datasets, prepared folders, the digits, or none at all."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import ml_collections
+import numpy as np
+import tensorflow_datasets as tfds
+
+from cotnet_jax.data import digits
+
+# The pictures of "synthetic" are counted like ImageNet's, so that its schedules run unchanged.
+_SYNTHETIC_SPLITS = {"train": 1_281_167, "validation": 50_000}
+_SYNTHETIC_CLASSES = 1000
+_SYNTHETIC_MARGIN = 64
+
+
+class Source(Protocol):
+    """One split of a dataset, read in any order and from any thread.
+
+    An element is {"image": bytes of a compressed picture, or uint8 [S, S, 3] that is used as it
+    is, "label": int, "file_name": str, "" where the dataset has none}.
+    """
+
+    num_classes: int
+    class_names: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, bytes | np.ndarray | int | str]: ...
+
+
+class DatasetError(ValueError):
+    """The dataset that the configuration names cannot be read; says why and what to type."""
+
+
+def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
+    """Opens one split of the dataset named in config.data.
+
+    Args:
+      data: config.data; reads name, data_dir and, for "synthetic", image_size.
+      split: a split's name or a TFDS slice of it, such as "train" or "train[:10%]".
+
+    Raises:
+      DatasetError: no such dataset, split, or not in the ArrayRecord format.
+    """
+    if data.name == "synthetic":
+        return Synthetic(split, data.image_size)
+    return TfdsSource(_builder(data.name, data.data_dir), split)
+
+
+class TfdsSource:
+    """A split of a TFDS dataset on disk, pictures left compressed."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        info = builder.info
+        missing = {"image", "label"} - set(info.features or ())
+        if missing:
+            raise DatasetError(
+                f"{builder.data_dir} has no feature {' and no '.join(sorted(missing))}; "
+                "classification needs 'image' and 'label'"
+            )
+        try:
+            self._source = builder.as_data_source(
+                split, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+        except NotImplementedError as error:
+            raise DatasetError(
+                f"{builder.data_dir} is not in the ArrayRecord format; rewrite it with\n"
+                f"  python -m cotnet_jax.data.prepare imagenet --source={builder.data_dir} "
+                "--output=DATA_DIR"
+            ) from error
+        except (ValueError, KeyError, AssertionError) as error:
+            raise DatasetError(
+                f"no split {split!r} in {builder.data_dir}; it has {', '.join(info.splits)}"
+            ) from error
+        self.num_classes = info.features["label"].num_classes
+        self.class_names = tuple(info.features["label"].names)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, bytes | int | str]:
+        element = self._source[index]
+        return {
+            "image": element["image"],
+            "label": int(element["label"]),
+            "file_name": element.get("file_name", b"").decode(),
+        }
+
+
+@dataclasses.dataclass
+class Synthetic:
+    """Pictures of noise that cost next to nothing to make, for benchmarks and dry runs."""
+
+    split: str
+    image_size: int
+
+    def __post_init__(self):
+        self._first, stop = _slice(self.split, _SYNTHETIC_SPLITS)
+        self._length = stop - self._first
+        side = self.image_size + _SYNTHETIC_MARGIN
+        self._canvas = np.random.RandomState(0).randint(0, 256, (side, side, 3), np.uint8)
+        self.num_classes = _SYNTHETIC_CLASSES
+        self.class_names = tuple(f"class {index}" for index in range(_SYNTHETIC_CLASSES))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | int | str]:
+        index += self._first
+        top, left = divmod(index % _SYNTHETIC_MARGIN**2, _SYNTHETIC_MARGIN)
+        window = self._canvas[top : top + self.image_size, left : left + self.image_size]
+        return {"image": window, "label": index % _SYNTHETIC_CLASSES, "file_name": ""}
+
+
+def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    if name == "digits":
+        return digits.builder(data_dir)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return tfds.builder_from_directory(_version_dir(path))
+    if name.startswith((".", "/", "~")):
+        raise DatasetError(
+            f"config.data.name = {name!r}: there is no such folder; write one with\n"
+            f"  python -m cotnet_jax.data.prepare folder --source=PICTURES --output={name}"
+        )
+    data_dir = data_dir or tfds.core.constants.DATA_DIR
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise DatasetError(
+            f"config.data.name = {name!r} is neither a folder nor in {data_dir} nor known to TFDS; "
+            "use 'digits', 'synthetic', a TFDS name such as 'imagenet2012', or a folder written by"
+            "\n  python -m cotnet_jax.data.prepare folder --source=PICTURES --output=FOLDER"
+        ) from None
+    if not builder.is_prepared():
+        if builder.name == "imagenet2012":
+            command = (
+                f"python -m cotnet_jax.data.prepare imagenet --source=SOURCE --output={data_dir}"
+            )
+        else:
+            command = (
+                'python -c "import tensorflow_datasets as tfds; tfds.builder('
+                f"{name!r}, data_dir={str(data_dir)!r}, file_format='array_record')"
+                '.download_and_prepare()"'
+            )
+        raise DatasetError(
+            f"dataset {name!r} is not in {builder.data_dir}; say where it is with "
+            f"--config.data.data_dir=DATA_DIR, or write it with\n  {command}"
+        )
+    return builder
+
+
+def _version_dir(path: Path) -> Path:
+    """The folder with dataset_info.json: path itself, or the only such folder inside it."""
+    if (path / "dataset_info.json").exists():
+        return path
+    found = sorted(info.parent for info in path.glob("*/dataset_info.json"))
+    found = found or sorted(info.parent for info in path.glob("*/*/dataset_info.json"))
+    if len(found) != 1:
+        what = "no prepared dataset" if not found else f"{len(found)} prepared datasets"
+        raise DatasetError(
+            f"config.data.name = {str(path)!r} holds {what} (a folder with dataset_info.json)"
+            + "".join(f"\n  {folder}" for folder in found)
+            + "\nname one of these, or write one with\n"
+            "  python -m cotnet_jax.data.prepare folder --source=PICTURES --output=FOLDER"
+        )
+    return found[0]
+
+
+def _slice(split: str, sizes: dict[str, int]) -> tuple[int, int]:
+    """First and one-past-last index of a TFDS split string such as "train[:1024]"."""
+    infos = {
+        name: tfds.core.SplitInfo(
+            name=name, shard_lengths=[size], num_bytes=0, filename_template=None
+        )
+        for name, size in sizes.items()
+    }
+    try:
+        (part,) = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise DatasetError(f"no split {split!r}; 'synthetic' has {', '.join(sizes)}") from error
+    start = part.from_ or 0
+    return start, sizes[part.splitname] if part.to is None else part.to
