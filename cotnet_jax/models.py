@@ -168,9 +168,7 @@ class CoTNet(nn.Module):
         """
         if images.ndim != 4 or 0 in images.shape[1:]:
             raise ValueError(f"images must be [N, H, W, channels], none of them 0: {images.shape}")
-        bound = functools.partial(
-            functools.partial, dtype=self.dtype, param_dtype=self.param_dtype
-        )
+        bound = functools.partial(functools.partial, dtype=self.dtype, param_dtype=self.param_dtype)
         conv, norm = bound(Conv), bound(BatchNorm, axis_name=self.bn_axis_name)
         x = Stem(self.variant.stem_width, conv, norm, name="stem")(images, train)
         self.sow("intermediates", "stem_features", x)

@@ -1,0 +1,96 @@
+"""Accuracy over a whole split, every picture counted once."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+
+from cotnet_jax.data.mixing import normalize
+from cotnet_jax.metrics import evaluation_counts
+from cotnet_jax.parallel import AXIS, REPLICATED, SPLIT, on_devices
+from cotnet_jax.progress import format_duration
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def make_eval_step(
+    model: nn.Module, *, mesh: Mesh, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[dict, dict], dict]:
+    """Builds the jitted function (variables, batch) -> sums over the batch.
+
+    Args:
+      model: the network.
+      mesh: the devices, over axis "data".
+      mean, std: normalisation of the pictures, on the 0..1 scale.
+
+    Returns:
+      A function of {name: variables}, replicated, and a batch {"image": [B, H, W, C] of values
+      0..255, "label": [B], "mask": [B], 0 where a row is padding}, split over the devices. It
+      gives for each name the sums of ``metrics.evaluation_counts`` over all devices.
+    """
+
+    def device_step(variables, batch):
+        images = normalize(batch["image"], mean, std, model.dtype)
+        counts = {
+            name: evaluation_counts(
+                model.apply(each, images, train=False), batch["label"], batch["mask"]
+            )
+            for name, each in variables.items()
+        }
+        return jax.lax.psum(counts, AXIS)
+
+    return jax.jit(
+        jax.shard_map(device_step, mesh=mesh, in_specs=(REPLICATED, SPLIT), out_specs=REPLICATED)
+    )
+
+
+def evaluate(
+    eval_step: Callable[[dict, dict], dict],
+    variables: dict[str, dict],
+    batches: Iterable[dict],
+    *,
+    mesh: Mesh,
+    total: int,
+) -> dict[str, float]:
+    """Runs one pass and gives {NAME_top1, NAME_top5} in percent, {NAME_loss} in nats, {count}.
+
+    Args:
+      eval_step: from ``make_eval_step``.
+      variables: {name: {"params", "batch_stats"}}, replicated; all see each batch once.
+      batches: this process's rows of one pass over a split.
+      mesh: the devices that ``eval_step`` was made for.
+      total: pictures in the split, for the progress shown.
+
+    Raises:
+      RuntimeError: the pass did not count ``total`` pictures.
+    """
+    sums = None
+    start = line_due = time.monotonic()
+    line_due += SECONDS_BETWEEN_LINES
+    for batch in on_devices(mesh, batches):
+        counts = eval_step(variables, batch)
+        sums = counts if sums is None else jax.tree.map(jnp.add, sums, counts)
+        if time.monotonic() >= line_due:
+            done = int(next(iter(sums.values()))["count"])
+            seconds = time.monotonic() - start
+            logging.info(
+                "evaluating %d/%d | %.4g img/s | %s left",
+                done,
+                total,
+                done / seconds,
+                format_duration(seconds / max(done, 1) * (total - done)),
+            )
+            line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+    figures = {}
+    for name, each in jax.device_get(sums).items():
+        count = int(each["count"])
+        if count != total:
+            raise RuntimeError(f"the evaluation counted {count} pictures of {total}")
+        figures[f"{name}_top1"] = 100 * float(each["top1"]) / count
+        figures[f"{name}_top5"] = 100 * float(each["top5"]) / count
+        figures[f"{name}_loss"] = float(each["loss"]) / count
+    return figures | {"count": total}

@@ -1,0 +1,51 @@
+"""The recipe's optimizer and learning rate."""
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+
+def learning_rates(schedule: ml_collections.ConfigDict, epochs: int) -> np.ndarray:
+    """Learning rate of every epoch, float64 [epochs].
+
+    Linear from ``warmup_start`` over ``warmup_epochs``, then a half cosine over all epochs down
+    to ``final`` (Loshchilov and Hutter, arXiv 1608.03983, equation 5, without restarts); constant
+    inside an epoch, as the published models were trained.
+    """
+    epoch = np.arange(epochs, dtype=np.float64)
+    slope = (schedule.peak - schedule.warmup_start) / max(schedule.warmup_epochs, 1)
+    cosine = 0.5 * (1 + np.cos(np.pi * epoch / epochs))
+    return np.where(
+        epoch < schedule.warmup_epochs,
+        schedule.warmup_start + epoch * slope,
+        schedule.final + (schedule.peak - schedule.final) * cosine,
+    )
+
+
+def decays(params) -> dict:
+    """True for the parameters that weight decay acts on: kernels, of two or more dimensions."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, rates: np.ndarray, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum: g += wd * p; v = m * v + g; p -= rate * (g + m * v).
+
+    Args:
+      config: the section ``optimizer``.
+      rates: learning rate of every epoch.
+      steps_per_epoch: optimizer steps in an epoch.
+    """
+    table = jax.numpy.asarray(rates)
+
+    def rate(step):
+        return table[step // steps_per_epoch]
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.trace(config.momentum, nesterov=True),
+        optax.scale_by_learning_rate(rate),
+    )

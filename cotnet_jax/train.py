@@ -1,0 +1,254 @@
+"""The training loop: from a configuration and a workdir to trained weights."""
+
+import contextlib
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+
+from cotnet_jax import evaluate, parallel, start, weights
+from cotnet_jax.checkpoint import Checkpointer
+from cotnet_jax.data.mixing import mix_batch
+from cotnet_jax.experiment import Experiment, set_up
+from cotnet_jax.metrics import MetricWriter
+from cotnet_jax.optim import make_optimizer
+from cotnet_jax.progress import Progress
+from cotnet_jax.train_state import TrainState
+from cotnet_jax.train_step import make_train_step
+
+
+class DivergedError(RuntimeError):
+    """A loss was not finite."""
+
+
+class WorkdirError(ValueError):
+    """The workdir holds a run that this configuration cannot continue."""
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """Trains to the end of the last epoch, going on where an earlier run in workdir stopped.
+
+    Args:
+      config: as in configs/default.py.
+      workdir: gets checkpoints/, metrics.jsonl, tensorboard/, config.json, parameters.txt.
+
+    Returns:
+      The figures of the last evaluation, as ``evaluate.evaluate`` gives them, of "raw" weights
+      and, where they are on, of the moving averages "ema".
+
+    Raises:
+      ValueError: the configuration or the dataset is not usable; WorkdirError: the workdir holds
+        another run.
+      DivergedError: a loss was not finite; says where, and which checkpoint is good.
+      CheckpointError, OSError: something could not be written; earlier checkpoints are intact.
+    """
+    workdir = Path(workdir)
+    experiment = set_up(config)
+    check_workdir(workdir, config)
+    optimizer = make_optimizer(config.optimizer, experiment.rates, experiment.steps_per_epoch)
+    state = initial_state(experiment, optimizer)
+    start.log_start(workdir, config=config, params=state.params, mesh=experiment.mesh)
+    train_step = make_train_step(
+        experiment.model,
+        optimizer,
+        mixing_of(experiment),
+        mesh=experiment.mesh,
+        mean=config.data.mean,
+        std=config.data.std,
+        ema_decay=config.ema.decay,
+        accumulate_steps=config.accumulate_steps,
+    )
+    evaluate_all = make_evaluate(experiment)
+    with contextlib.ExitStack() as stack:
+        checkpointer = stack.enter_context(open_checkpoints(config, workdir))
+        restored = checkpointer.restore_latest(state)
+        state = state if restored is None else restored
+        first_step = int(state.step)
+        if first_step:
+            logging.info("Going on after step %d of %d.", first_step, experiment.total_steps)
+        if first_step >= experiment.total_steps:
+            logging.info("This run is finished; evaluating its last weights.")
+            return evaluate_all(named_weights(state))
+
+        writer = stack.enter_context(MetricWriter(workdir, resume_step=first_step))
+        progress = Progress(
+            total_steps=experiment.total_steps,
+            steps_per_epoch=experiment.steps_per_epoch,
+            batch_size=config.batch_size,
+            every_steps=config.log_every_steps,
+            steps_per_aside=experiment.steps_per_epoch * config.eval.every_epochs,
+            start_step=first_step,
+        )
+        batches = stack.enter_context(contextlib.closing(experiment.train_batches(first_step)))
+        losses = {}
+        figures = {}
+        for batch in progress.waiting_for(parallel.on_devices(experiment.mesh, batches)):
+            rate = experiment.learning_rate(progress.step)
+            state, metrics = train_step(state, batch)
+            losses[progress.step] = metrics["loss"]
+            line = progress.after_step({**metrics, "learning_rate": rate})
+            step = progress.step
+            if line:
+                check_finite(losses, experiment, checkpointer)
+                writer.write_scalars(step, line)
+            epochs, within_epoch = divmod(step, experiment.steps_per_epoch)
+            finished = step == experiment.total_steps
+            if within_epoch == 0 and (finished or epochs % config.eval.every_epochs == 0):
+                with progress.aside():
+                    check_finite(losses, experiment, checkpointer)
+                    figures = evaluate_all(named_weights(state))
+                    writer.write_scalars(step, figures)
+                    checkpointer.save(state, figures)
+            elif within_epoch == 0 or _every(config.checkpoint.every_steps, step):
+                with progress.aside():
+                    check_finite(losses, experiment, checkpointer)
+                    checkpointer.save(state)
+            if finished:
+                return figures
+
+
+def initial_state(experiment: Experiment, optimizer) -> TrainState:
+    """The state before the first step, replicated over the devices."""
+    config = experiment.config
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    images = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
+    if config.init_from:
+        _, variables = weights.load(
+            config.init_from, num_classes=experiment.model.num_classes, model=config.model.name
+        )
+    else:
+        variables = jax.jit(experiment.model.init)(init_key, images)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        ema=jax.tree.map(jnp.copy, variables) if config.ema.decay else None,
+        opt_state=optimizer.init(variables["params"]),
+        key=jax.random.key_data(run_key),
+    )
+    return parallel.replicate(experiment.mesh, state)
+
+
+def mixing_of(experiment: Experiment):
+    """The mixing of a batch {"image", "label"}, as ``make_train_step`` takes it."""
+    mix = functools.partial(
+        mix_batch, num_classes=experiment.model.num_classes, **experiment.config.mixing
+    )
+    return lambda key, batch: mix(key, batch["image"], batch["label"])
+
+
+def make_evaluate(experiment: Experiment):
+    """Builds the function {name: variables} -> figures of one pass, which it also logs."""
+    config, mesh = experiment.config, experiment.mesh
+    eval_step = evaluate.make_eval_step(
+        experiment.model, mesh=mesh, mean=config.data.mean, std=config.data.std
+    )
+
+    def evaluate_all(variables):
+        figures = evaluate.evaluate(
+            eval_step,
+            parallel.replicate(mesh, variables),
+            experiment.eval_batches(),
+            mesh=mesh,
+            total=experiment.eval_size,
+        )
+        for name in variables:
+            logging.info(
+                "%s weights | top-1 %.2f %% | top-5 %.2f %% | loss %.4f | %d pictures",
+                name,
+                figures[f"{name}_top1"],
+                figures[f"{name}_top5"],
+                figures[f"{name}_loss"],
+                figures["count"],
+            )
+        return figures
+
+    return evaluate_all
+
+
+def named_weights(state: TrainState) -> dict[str, dict]:
+    """Raw weights and, where there are any, moving averages."""
+    raw = {"params": state.params, "batch_stats": state.batch_stats}
+    return {"raw": raw} if state.ema is None else {"raw": raw, "ema": state.ema}
+
+
+def evaluate_only(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """Evaluates config.init_from, or else the best checkpoint of the run in workdir.
+
+    Returns:
+      Figures as of ``train``: of "raw" and "ema" weights for a run, of "given" ones otherwise.
+
+    Raises:
+      ValueError, FileNotFoundError: there are no such weights, or they are of another model.
+    """
+    experiment = set_up(config)
+    if config.init_from:
+        _, variables = weights.load(config.init_from, model=config.model.name)
+        named = {"given": variables}
+    else:
+        check_workdir(Path(workdir), config)
+        with open_checkpoints(config, Path(workdir), read_only=True) as checkpointer:
+            step = "latest" if checkpointer.best_step() is None else "best"
+            kinds = ("raw", "ema") if config.ema.decay else ("raw",)
+            named = {kind: checkpointer.restore_weights(step, kind) for kind in kinds}
+    return make_evaluate(experiment)(named)
+
+
+def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path, **options) -> Checkpointer:
+    """The run's checkpoints, ranked by the top-1 of the moving averages where there are any."""
+    return Checkpointer(
+        workdir / "checkpoints",
+        keep_best=config.checkpoint.keep_best,
+        best_metric="ema_top1" if config.ema.decay else "raw_top1",
+        **options,
+    )
+
+
+def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses a workdir that holds a run of another model or of other data.
+
+    Raises:
+      WorkdirError: lists the fields that differ.
+    """
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    earlier = json.loads(file.read_text())
+    now = json.loads(config.to_json())
+    # These decide the shapes of the weights and what they are trained on.
+    fixed = {"model": ("name",), "data": ("name", "train_split")}
+    differences = [
+        f"--config.{section}.{key}: {earlier[section][key]!r} there, {now[section][key]!r} here"
+        for section, keys in fixed.items()
+        for key in keys
+        if earlier.get(section, {}).get(key) != now[section][key]
+    ]
+    if differences:
+        raise WorkdirError(
+            f"{workdir} holds another run:\n  " + "\n  ".join(differences) + "\n"
+            "Choose another --workdir, or that run's config to continue it."
+        )
+
+
+def check_finite(losses: dict, experiment: Experiment, checkpointer: Checkpointer) -> None:
+    """Empties ``losses``, {steps finished before: loss}, and raises at the first that is not finite."""
+    for step, loss in jax.device_get(losses).items():
+        if not np.isfinite(loss):
+            good = checkpointer.latest_step()
+            raise DivergedError(
+                f"the loss of step {step + 1} is {loss} at learning rate "
+                f"{experiment.learning_rate(step):.4g}. "
+                + ("No checkpoint was saved yet" if good is None else f"Checkpoint {good} is good")
+                + f" in {checkpointer.directory}. Try a lower --config.schedule.peak or "
+                "--config.optimizer.clip_norm=1."
+            )
+    losses.clear()
+
+
+def _every(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
