@@ -24,6 +24,20 @@ MODE = flags.DEFINE_enum(
 )
 
 
+def parse(argv):
+    """absl's own parser, with one line for a field that the configuration does not have."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError) as error:
+        # ml_collections names the unknown key and the nearest one, in a KeyError's quotes.
+        reason = " ".join(str(error.args[0] if error.args else error).replace("\n", ". ").split())
+        given = ", ".join(a for a in argv[1:] if a.startswith("--config."))
+        sys.exit(
+            f"error: the configuration does not take one of {given}: {reason} "
+            "All fields are in configs/default.py."
+        )
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
@@ -39,4 +53,4 @@ def main(argv):
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse)

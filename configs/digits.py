@@ -28,6 +28,7 @@ def get_config():
     config.augment.scale = (0.7, 1.0)
     config.augment.flip = 0.0
     config.augment.randaugment = ""
+    config.augment.color_jitter = 0.0
 
     config.schedule.peak = 0.1
     config.schedule.warmup_epochs = 2

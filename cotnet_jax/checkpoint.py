@@ -493,4 +493,5 @@ def _check_writable(directory: epath.Path) -> None:
 def _hide_orbax_details(record: std_logging.LogRecord) -> bool:
     """Keeps Orbax from burying the run's own lines: thirty at INFO for each write, and hundreds
     of traceback at ERROR for each failure, which is raised as CheckpointError besides."""
-    return record.levelno == std_logging.WARNING or "/orbax/" not in record.pathname
+    expected = record.levelno != std_logging.WARNING or "read only" in str(record.msg)
+    return not expected or "/orbax/" not in record.pathname

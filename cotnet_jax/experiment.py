@@ -63,13 +63,13 @@ class Experiment:
         )
 
 
-def set_up(config: ml_collections.ConfigDict) -> Experiment:
-    """Checks a configuration and opens what it names.
+def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
+    """Checks a configuration and opens what it names; ``devices`` are all, unless given.
 
     Raises:
       ValueError: lists every field that is out of its range; or the dataset cannot be opened.
     """
-    mesh = parallel.make_mesh()
+    mesh = parallel.make_mesh(devices)
     problems = find_problems(config, mesh.size)
     if problems:
         raise ValueError("the configuration has problems:\n  " + "\n  ".join(problems))

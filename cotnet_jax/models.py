@@ -54,6 +54,7 @@ class Bottleneck(nn.Module):
       split_attention: split attention in place of the CoT layer.
       cardinality, average_down, blur: as in Variant.
       drop_path_rate: probability to leave out a sample's branch in training.
+      conv, norm, cot: the layers, with everything bound that does not differ between blocks.
     """
 
     width: int
@@ -67,7 +68,7 @@ class Bottleneck(nn.Module):
     drop_path_rate: float
     conv: type[nn.Module]
     norm: type[nn.Module]
-    weight_norm: type[nn.Module]
+    cot: type[nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -93,12 +94,9 @@ class Bottleneck(nn.Module):
             )
             pooled = pooled and self.blur
         else:
-            layer = CoTLayer(
+            layer = self.cot(
                 groups=self.cardinality,
                 key_groups=4 if self.cardinality == 1 else 8,
-                conv=self.conv,
-                norm=self.norm,
-                weight_norm=self.weight_norm,
                 name="cot",
             )
         if pooled and not self.blur:
@@ -134,6 +132,8 @@ class CoTNet(nn.Module):
       output_stride: 8, 16 or 32, input pixels to a pixel of the last stage. Below 32 the last
         stages keep their size, and their split-attention convolutions are dilated instead.
       bn_axis_name: mesh axis over which batch statistics are shared; None keeps them local.
+      fused, implementation: as in ``CoTLayer``, to turn the fused kernel off and to choose the
+        aggregation's form.
     """
 
     variant: Variant
@@ -144,6 +144,8 @@ class CoTNet(nn.Module):
     drop_path_rate: float = 0.0
     output_stride: int = 32
     bn_axis_name: str | None = None
+    fused: bool = True
+    implementation: str | None = None
 
     @property
     def default_cfg(self) -> dict:
@@ -170,6 +172,14 @@ class CoTNet(nn.Module):
             raise ValueError(f"images must be [N, H, W, channels], none of them 0: {images.shape}")
         bound = functools.partial(functools.partial, dtype=self.dtype, param_dtype=self.param_dtype)
         conv, norm = bound(Conv), bound(BatchNorm, axis_name=self.bn_axis_name)
+        cot = functools.partial(
+            CoTLayer,
+            conv=conv,
+            norm=norm,
+            weight_norm=bound(TapGroupNorm),
+            fused=self.fused,
+            implementation=self.implementation,
+        )
         x = Stem(self.variant.stem_width, conv, norm, name="stem")(images, train)
         self.sow("intermediates", "stem_features", x)
         if not self.variant.stem_width:
@@ -177,10 +187,7 @@ class CoTNet(nn.Module):
         for stage, blocks in enumerate(self._blocks()):
             for index, block in enumerate(blocks):
                 name = f"stage{stage + 1}_block{index}"
-                block = Bottleneck(
-                    **block, conv=conv, norm=norm, weight_norm=bound(TapGroupNorm), name=name
-                )
-                x = block(x, train)
+                x = Bottleneck(**block, conv=conv, norm=norm, cot=cot, name=name)(x, train)
             self.sow("intermediates", f"stage{stage + 1}_features", x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         if not self.num_classes:

@@ -36,7 +36,8 @@ class Progress:
       steps_per_epoch: steps of one epoch.
       batch_size: pictures a step, over all processes.
       every_steps: steps between two lines.
-      steps_per_aside: steps between two uses of :meth:`aside`, for the time left.
+      steps_per_aside: steps from one evaluation to the next. The time left takes each such period
+        to spend as long in :meth:`aside` as the last one did, evaluation and saves together.
       start_step: steps done before this process started.
       clock: gives the time in seconds.
     """
@@ -62,7 +63,8 @@ class Progress:
         self._in_flight: collections.deque[Any] = collections.deque()
         self._first_step = True
         self._seconds_per_step: float | None = None
-        self._last_aside = 0.0
+        self._period_asides = 0.0
+        self._last_period_asides = 0.0
         self._start_window()
 
     def waiting_for(self, batches: Iterable[_T]) -> Iterator[_T]:
@@ -83,8 +85,11 @@ class Progress:
         jax.block_until_ready(list(self._in_flight))
         start = self._clock()
         yield
-        self._last_aside = self._clock() - start
-        self._asides += self._last_aside
+        seconds = self._clock() - start
+        self._asides += seconds
+        self._period_asides += seconds
+        if self.step % self._steps_per_aside == 0:
+            self._last_period_asides, self._period_asides = self._period_asides, 0.0
 
     def after_step(self, metrics: Mapping[str, jax.Array | float]) -> dict[str, float] | None:
         """Counts a step and, every ``every_steps`` steps, logs a line.
@@ -138,7 +143,7 @@ class Progress:
             "images_per_second": self._batch_size * steps / seconds,
             "data_wait_share": waited / seconds,
             "seconds_left": (self._total_steps - self.step) * self._seconds_per_step
-            + asides_left * self._last_aside,
+            + asides_left * self._last_period_asides,
         }
 
     def _line(self, figures: Mapping[str, float]) -> str:

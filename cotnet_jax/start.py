@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,13 @@ def log_start(
     config: ml_collections.ConfigDict,
     params: Mapping[str, Any],
     mesh: jax.sharding.Mesh,
+    class_names: Sequence[str],
 ) -> None:
     """Logs parameters, devices, mesh, versions and config, and writes them into ``workdir``.
 
     Files, by process 0: config.json, the resolved config; parameters.txt, the overview of
-    ``params``; starts.jsonl, a line for each start of the run with its command and environment.
+    ``params``; classes.txt, a class name a line; starts.jsonl, a line for each start of the run
+    with its command and environment.
 
     Args:
       params: nested dict of arrays or ``jax.ShapeDtypeStruct``.
@@ -59,7 +61,12 @@ def log_start(
     workdir = Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        for name, text in (("config.json", config_text), ("parameters.txt", overview)):
+        files = {
+            "config.json": config_text,
+            "parameters.txt": overview,
+            "classes.txt": "\n".join(class_names),
+        }
+        for name, text in files.items():
             unfinished = workdir / f"{name}.tmp"
             unfinished.write_text(text + "\n")
             unfinished.replace(workdir / name)

@@ -141,6 +141,12 @@ def _compare(model, template, wanted, state_dict):
     unexpected = [n for n in given if n not in wanted]
 
     def near(torch_name, names):
+        # Only names of the same depth or place: comparing all with all takes half a minute.
+        stem, _, leaf = torch_name.rpartition(".")
+        block = ".".join(torch_name.split(".")[:2])
+        names = [n for n in names if n.startswith(block) or n.startswith(stem)][:50] or [
+            n for n in names if n.endswith("." + leaf)
+        ][:50]
         found = difflib.get_close_matches(torch_name, names, n=1, cutoff=0.7)
         return f" (nearest: {found[0]})" if found else ""
 

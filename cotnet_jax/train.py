@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -52,17 +53,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
     check_workdir(workdir, config)
     optimizer = make_optimizer(config.optimizer, experiment.rates, experiment.steps_per_epoch)
     state = initial_state(experiment, optimizer)
-    start.log_start(workdir, config=config, params=state.params, mesh=experiment.mesh)
-    train_step = make_train_step(
-        experiment.model,
-        optimizer,
-        mixing_of(experiment),
+    start.log_start(
+        workdir,
+        config=config,
+        params=state.params,
         mesh=experiment.mesh,
-        mean=config.data.mean,
-        std=config.data.std,
-        ema_decay=config.ema.decay,
-        accumulate_steps=config.accumulate_steps,
+        class_names=experiment.class_names,
     )
+    train_step = make_step(experiment, optimizer)
     evaluate_all = make_evaluate(experiment)
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(open_checkpoints(config, workdir))
@@ -87,7 +85,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         batches = stack.enter_context(contextlib.closing(experiment.train_batches(first_step)))
         losses = {}
         figures = {}
-        for batch in progress.waiting_for(parallel.on_devices(experiment.mesh, batches)):
+        left = itertools.islice(batches, experiment.total_steps - first_step)
+        for batch in progress.waiting_for(parallel.on_devices(experiment.mesh, left)):
             rate = experiment.learning_rate(progress.step)
             state, metrics = train_step(state, batch)
             losses[progress.step] = metrics["loss"]
@@ -108,8 +107,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
                 with progress.aside():
                     check_finite(losses, experiment, checkpointer)
                     checkpointer.save(state)
-            if finished:
-                return figures
+    return figures
 
 
 def initial_state(experiment: Experiment, optimizer) -> TrainState:
@@ -134,12 +132,20 @@ def initial_state(experiment: Experiment, optimizer) -> TrainState:
     return parallel.replicate(experiment.mesh, state)
 
 
-def mixing_of(experiment: Experiment):
-    """The mixing of a batch {"image", "label"}, as ``make_train_step`` takes it."""
-    mix = functools.partial(
-        mix_batch, num_classes=experiment.model.num_classes, **experiment.config.mixing
+def make_step(experiment: Experiment, optimizer):
+    """The training step (state, batch) -> (state, metrics) that the configuration describes."""
+    config = experiment.config
+    mix = functools.partial(mix_batch, num_classes=experiment.model.num_classes, **config.mixing)
+    return make_train_step(
+        experiment.model,
+        optimizer,
+        lambda key, batch: mix(key, batch["image"], batch["label"]),
+        mesh=experiment.mesh,
+        mean=config.data.mean,
+        std=config.data.std,
+        ema_decay=config.ema.decay,
+        accumulate_steps=config.accumulate_steps,
     )
-    return lambda key, batch: mix(key, batch["image"], batch["label"])
 
 
 def make_evaluate(experiment: Experiment):
@@ -236,7 +242,7 @@ def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def check_finite(losses: dict, experiment: Experiment, checkpointer: Checkpointer) -> None:
-    """Empties ``losses``, {steps finished before: loss}, and raises at the first that is not finite."""
+    """Empties ``losses``, {steps done before: loss}; raises at the first that is not finite."""
     for step, loss in jax.device_get(losses).items():
         if not np.isfinite(loss):
             good = checkpointer.latest_step()

@@ -128,6 +128,7 @@ VARIANTS = {
         average_down=True,
         input_size=32,
         crop=1.0,
+        parameters=972_930,
     ),
 }
 

@@ -67,6 +67,22 @@ def test_rates_leave_out_compilation_and_asides(lines):
     )
 
 
+def test_the_time_left_counts_evaluations_and_saves(lines):
+    clock = Clock()
+    progress = Progress(
+        total_steps=40,
+        steps_per_epoch=10,
+        batch_size=1,
+        every_steps=10,
+        steps_per_aside=20,
+        clock=clock,
+    )
+    # 20 s each after steps 10 (a save), 20 (an evaluation) and 30.
+    reports = run(progress, clock, 40, aside_every=10)
+    assert reports[20]["seconds_left"] == pytest.approx(20)
+    assert reports[30]["seconds_left"] == pytest.approx(10 + 40)
+
+
 def test_the_time_left_is_smoothed(lines):
     clock = Clock()
     progress = Progress(

@@ -24,13 +24,14 @@ def test_everything_is_logged_and_kept(tmp_path, mesh, monkeypatch):
     config.notes = ml_collections.config_dict.placeholder(str)
     params = {"stem": {"kernel": np.zeros((3, 3, 3, 8)), "bias": np.zeros(8)}}
     for _ in range(2):
-        log_start(tmp_path / "run", config=config, params=params, mesh=mesh)
+        log_start(tmp_path / "run", config=config, params=params, mesh=mesh, class_names="ab")
 
     kept = json.loads((tmp_path / "run/config.json").read_text())
     assert kept == {"seed": 1, "data": {"mean": [0.5, 0.25]}, "notes": None}
     overview = (tmp_path / "run/parameters.txt").read_text()
     assert "stem/kernel" in overview
     assert "Total: 224" in overview
+    assert (tmp_path / "run/classes.txt").read_text() == "a\nb\n"
     starts = (tmp_path / "run/starts.jsonl").read_text().splitlines()
     assert len(starts) == 2
     start = json.loads(starts[0])
@@ -45,7 +46,13 @@ def test_everything_is_logged_and_kept(tmp_path, mesh, monkeypatch):
 
 def test_other_processes_write_nothing(tmp_path, mesh, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    log_start(tmp_path / "run", config=ml_collections.ConfigDict(), params={}, mesh=mesh)
+    log_start(
+        tmp_path / "run",
+        config=ml_collections.ConfigDict(),
+        params={},
+        mesh=mesh,
+        class_names=(),
+    )
     assert not any(tmp_path.iterdir())
 
 

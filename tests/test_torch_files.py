@@ -460,6 +460,8 @@ def run_script(name, *arguments):
         text=True,
         cwd=TESTS.parent,
         env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
+        # What should be refused could run for ever.
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -494,6 +496,27 @@ def test_claimed_sizes_are_refused_before_allocating(tmp_path):
     path = write(tmp_path, build.legacy_file(value, {"0": np.zeros(1, np.float32)}))
     with pytest.raises(torch_files.TorchFileError, match="claims 4,398,046,511,104 bytes"):
         torch_files.read_torch_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("elements", "tail", "message"),
+    [
+        (4, b"", "storage 0 has 6 elements, its tensors say 4"),
+        (7, b"", "should end at byte .*; is the download complete"),
+        (6, b"x", "1 bytes follow the last storage"),
+    ],
+)
+def test_legacy_storages_of_other_sizes(tmp_path, elements, tail, message):
+    value = build.dict_of({"w": build.tensor("0", (2,), elements=elements, view=True)})
+    data = build.legacy_file(value, {"0": np.arange(6, dtype=np.float32)}) + tail
+    with pytest.raises(torch_files.TorchFileError, match=message):
+        torch_files.read_torch_checkpoint(write(tmp_path, data))
+
+
+def test_legacy_arrays_are_aligned():
+    """In the file they begin anywhere."""
+    arrays = torch_files.read_torch_checkpoint(FOLDER / LEGACY).arrays()
+    assert all(array.flags.aligned for array in arrays.values())
 
 
 def test_zip_bomb(tmp_path):
@@ -624,6 +647,16 @@ def test_safetensors_round_trip(tmp_path):
         assert checkpoint.state_dict[name].dtype == array.dtype
         assert checkpoint.state_dict[name].shape == read[name].shape == array.shape
         np.testing.assert_array_equal(read[name], array)
+
+
+def test_safetensors_whose_size_looks_like_a_pickle(tmp_path):
+    path = tmp_path / "w.safetensors"
+    for padding in range(256):
+        torch_files.write_safetensors(path, {"a": np.arange(3)}, {"note": "x" * padding})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert torch_files.read_torch_checkpoint(path).arrays()["a"].tolist() == [0, 1, 2]
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):

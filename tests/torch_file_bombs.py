@@ -43,7 +43,7 @@ BOMBS = {
 
 
 def main() -> dict:
-    """Reads each; the result has the seconds of processor time by name, and the memory taken by the worst."""
+    """Reads each; gives the processor time of each, and the memory that the worst took."""
     seconds, refused = {}, []
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: pathlib.Path(folder) / f"{i}.pth" for i, name in enumerate(BOMBS)}

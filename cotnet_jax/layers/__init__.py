@@ -5,6 +5,7 @@ from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.conv import Conv
 from cotnet_jax.layers.cot import CoTLayer
 from cotnet_jax.layers.drop_path import DropPath
+from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
 from cotnet_jax.layers.split_attention import SplitAttention
 from cotnet_jax.layers.tap_group_norm import TapGroupNorm
 
@@ -16,4 +17,5 @@ __all__ = [
     "SplitAttention",
     "TapGroupNorm",
     "local_aggregation",
+    "normalized_local_aggregation",
 ]

@@ -18,8 +18,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from cotnet_jax.layers.aggregation_dispatch import align, check_implementation, dispatch
 
-def local_aggregation(values: jax.Array, weights: jax.Array) -> jax.Array:
+
+def local_aggregation(
+    values: jax.Array, weights: jax.Array, *, implementation: str | None = None
+) -> jax.Array:
     """Sums each pixel's K x K neighbourhood with that pixel's own weights.
 
     Sums are taken in float32, or in float64 for float64 inputs, and have gradients of their own
@@ -29,55 +33,59 @@ def local_aggregation(values: jax.Array, weights: jax.Array) -> jax.Array:
       values: [N, H, W, C], any floating dtype.
       weights: [N, H, W, G, K*K, Cw], K odd, taps in row-major order; G * Cw divides C.
         Channel c of a group's C / G uses weight channel ``c mod Cw`` of that group.
+      implementation: None takes the Triton kernel where it runs (NVIDIA GPUs; bfloat16, float16
+        and float32) and XLA elsewhere; "xla" and "triton" force one. ``jax.export`` needs "xla".
 
     Returns:
       [N, H, W, C] in the dtype of ``values``.
 
     Raises:
       ValueError: the shapes do not belong together; the message says which part.
-      TypeError: an input is not floating point.
+      TypeError: an input is not floating point, or not of a dtype that the kernel takes.
+      ImportError: "triton" without JAX for CUDA, jax-triton or triton.
     """
-    _check(values, weights)
-    return _aggregate(values, weights)
+    check_inputs("local_aggregation", values, weights)
+    check_implementation("local_aggregation", implementation, values, weights)
+    return _aggregate(implementation, *align(values, weights))
 
 
-def _check(values, weights):
+def check_inputs(operation: str, values: jax.Array, weights: jax.Array) -> None:
+    """Raises TypeError or ValueError where values and weights do not belong together."""
     for name, array in (("values", values), ("weights", weights)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"local_aggregation: {name} must be floating point, not {array.dtype}")
+            raise TypeError(f"{operation}: {name} must be floating point, not {array.dtype}")
     shapes = f"values {values.shape}, weights {weights.shape}"
     if values.ndim != 4 or weights.ndim != 6:
         raise ValueError(
-            "local_aggregation takes values [N, H, W, C] and weights [N, H, W, groups, K*K, "
+            f"{operation} takes values [N, H, W, C] and weights [N, H, W, groups, K*K, "
             f"channels per weight group], not {shapes}"
         )
     if values.shape[:3] != weights.shape[:3]:
-        raise ValueError(f"local_aggregation: N, H, W differ: {shapes}")
+        raise ValueError(f"{operation}: N, H, W differ: {shapes}")
     groups, taps, weight_channels = weights.shape[3:]
     kernel_size = math.isqrt(taps)
     if kernel_size**2 != taps or kernel_size % 2 == 0:
         raise ValueError(
-            f"local_aggregation: {taps} taps are not the square of an odd kernel size: {shapes}"
+            f"{operation}: {taps} taps are not the square of an odd kernel size: {shapes}"
         )
     if not groups * weight_channels or values.shape[3] % (groups * weight_channels):
         raise ValueError(
-            f"local_aggregation: {values.shape[3]} channels are not a multiple of {groups} groups "
+            f"{operation}: {values.shape[3]} channels are not a multiple of {groups} groups "
             f"x {weight_channels} weight channels: {shapes}"
         )
 
 
-@jax.custom_vjp
-def _aggregate(values, weights):
-    return xla_forward(values, weights)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _aggregate(implementation, values, weights):
+    return dispatch(implementation, "forward", xla_forward, values, weights)
 
 
-def _aggregate_fwd(values, weights):
-    return _aggregate(values, weights), (values, weights)
+def _aggregate_fwd(implementation, values, weights):
+    return _aggregate(implementation, values, weights), (values, weights)
 
 
-def _aggregate_bwd(residuals, gradient):
-    values, weights = residuals
-    return xla_backward(values, weights, gradient)
+def _aggregate_bwd(implementation, residuals, gradient):
+    return dispatch(implementation, "backward", xla_backward, *residuals, gradient)
 
 
 _aggregate.defvjp(_aggregate_fwd, _aggregate_bwd)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from cotnet_jax.layers.aggregation import local_aggregation
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.conv import Conv
+from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
 from cotnet_jax.layers.tap_group_norm import TapGroupNorm
 
 # Channels that share one aggregation weight.
@@ -36,6 +37,8 @@ class CoTLayer(nn.Module):
       key_groups: channel groups of the static context's convolution: 4 in CoT, 8 in CoXt.
       conv, norm, weight_norm: convolution, batch normalisation and the normalisation of the
         aggregation weights, to bind dtypes with ``functools.partial``.
+      fused: normalise the aggregation weights while they are read, where a kernel does so.
+      implementation: as in ``local_aggregation``.
     """
 
     kernel_size: int = 3
@@ -44,6 +47,8 @@ class CoTLayer(nn.Module):
     conv: type[nn.Module] = Conv
     norm: type[nn.Module] = BatchNorm
     weight_norm: type[nn.Module] = TapGroupNorm
+    fused: bool = True
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -56,10 +61,9 @@ class CoTLayer(nn.Module):
         static = nn.relu(norm(name="key_bn")(static))
         values = self.conv(channels, groups=self.groups, name="value_conv")(x)
         values = norm(name="value_bn")(values)
-        weights = self._weights(x, static, norm)
-        dynamic = nn.silu(norm(name="bn")(local_aggregation(values, weights)))
+        dynamic = self._aggregate(values, self._weights(x, static, norm))
+        dynamic = nn.silu(norm(name="bn")(dynamic))
 
-        self.sow("intermediates", "aggregation_weights", weights)
         self.sow("intermediates", "static", static)
         self.sow("intermediates", "dynamic", dynamic)
         return self._fuse(dynamic, static, norm)
@@ -77,7 +81,7 @@ class CoTLayer(nn.Module):
                 )
 
     def _weights(self, x, static, norm):
-        """Normalised aggregation weights [N, H, W, G, K*K, C/8/G]."""
+        """Aggregation weights [N, H, W, G, K*K, C/8/G], before their normalisation."""
         *pixels, channels = x.shape
         by_group = (*pixels, self.groups, channels // self.groups)
         both = jnp.concatenate([x.reshape(by_group), static.reshape(by_group)], axis=-1)
@@ -88,8 +92,19 @@ class CoTLayer(nn.Module):
         weights = self.conv(
             taps * channels // SHARE, groups=self.groups, use_bias=True, name="weight_conv2"
         )(hidden)
-        weights = weights.reshape(*pixels, self.groups, taps, channels // SHARE // self.groups)
-        return self.weight_norm(name="weight_norm")(weights)
+        return weights.reshape(*pixels, self.groups, taps, channels // SHARE // self.groups)
+
+    def _aggregate(self, values, weights):
+        """Local aggregation [N, H, W, C] with the normalised weights."""
+        weight_norm = self.weight_norm(name="weight_norm")
+        if self.fused and not self.is_mutable_collection("intermediates"):
+            aggregate = functools.partial(
+                normalized_local_aggregation, values, implementation=self.implementation
+            )
+            return weight_norm(weights, aggregate)
+        weights = weight_norm(weights)
+        self.sow("intermediates", "aggregation_weights", weights)
+        return local_aggregation(values, weights, implementation=self.implementation)
 
     def _fuse(self, dynamic, static, norm):
         """Per channel, a softmax over the two contexts, from their mean over all pixels."""

@@ -1,5 +1,7 @@
 """Group normalisation of aggregation weights, one group a weight channel."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,12 +26,18 @@ class TapGroupNorm(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, weights: jax.Array) -> jax.Array:
-        """[N, H, W, G, K*K, Cw] -> the same shape."""
+    def __call__(self, weights: jax.Array, use: Callable | None = None) -> jax.Array:
+        """[N, H, W, G, K*K, Cw] -> the same shape.
+
+        With ``use`` the result is that of use(weights, scale, bias, epsilon=epsilon), scale and
+        bias [G, K*K, Cw], which is to normalise the weights itself.
+        """
         shape = weights.shape[3:]
         size = (shape[0] * shape[1] * shape[2],)
         scale = self.param("scale", nn.initializers.ones, size, self.param_dtype).reshape(shape)
         bias = self.param("bias", nn.initializers.zeros, size, self.param_dtype).reshape(shape)
+        if use is not None:
+            return use(weights, scale, bias, epsilon=self.epsilon)
         x = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
         axes = (1, 2, 4)
         mean = x.mean(axes, keepdims=True)

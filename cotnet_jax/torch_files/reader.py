@@ -69,13 +69,14 @@ def read_torch_file(path: str | os.PathLike) -> TorchFile:
             start = file.read(512)
             if not start:
                 raise TorchFileError("an empty file")
+            # First the size of the header, whose bytes may look like anything, then the header.
+            if start[8:9] == b"{":
+                tensors, metadata = read_safetensors(path)
+                return TorchFile(str(path), "safetensors", tensors, metadata=metadata)
             if start[:4] == b"PK\x03\x04":
                 return TorchFile(str(path), "zip", *read_zip(_map(file)))
             if start[:1] == b"\x80":
                 return TorchFile(str(path), "legacy", *read_legacy(_map(file)))
-        if start[8:9] == b"{":
-            tensors, metadata = read_safetensors(path)
-            return TorchFile(str(path), "safetensors", tensors, metadata=metadata)
         raise TorchFileError(_what_else(start))
     except TorchFileError as error:
         raise TorchFileError(f"{path}: {error}") from None

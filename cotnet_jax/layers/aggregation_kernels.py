@@ -1,0 +1,593 @@
+"""Triton kernels of local aggregation; importable only where triton is.
+
+In the aggregation kernels a lane owns one weight channel of one column of one picture, and the
+channels of the values that share it. It walks down ``ROWS`` rows of its column. Each value is
+loaded for its three columns, not for its nine taps: the sums of the rows above and below are
+carried in registers. Lanes are laid out flat, weight channel fastest and pictures end to end, so
+that no channel count and no width leaves lanes idle or needs a power of two. All that a row needs
+is loaded before anything is stored, because the compiler moves no load over a store.
+
+Shapes as in ``aggregation``: x, y, dx, dy [N, H, W, C]; w, dw [N, H, W, G, K*K, CW], where C is
+G * SHARE * CW. COLUMNS is N * W. With PARTS > 1 the shares of a weight are spread over that many
+lanes.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tile(COLUMNS, H, PER_COLUMN, ROWS, BLOCK, BACKWARDS):
+    """Number of this program's lanes' tile, and its first row; row chunks run fastest, so that
+    neighbouring chunks read their common rows at about the same time, through the cache.
+    BACKWARDS: last pictures first, which a kernel before has left in the cache."""
+    CHUNKS: tl.constexpr = (H + ROWS - 1) // ROWS
+    program = tl.program_id(0)
+    if BACKWARDS:
+        program = tl.num_programs(0) - 1 - program
+    tile = program // CHUNKS
+    if COLUMNS * PER_COLUMN >= 2**31 - BLOCK:
+        tile = tile.to(tl.int64)
+    return tile, (program % CHUNKS) * ROWS
+
+
+@triton.jit
+def _lanes(tile, COLUMNS, H, W, G, PARTS, CW, BLOCK: tl.constexpr):
+    """Where each lane is: its pixel in row 0, column, picture, group, part and weight channel."""
+    lane = tile * BLOCK + tl.arange(0, BLOCK)
+    index = lane // (G * PARTS * CW)
+    picture = index // W
+    column = index % W
+    pixel = picture.to(tl.int64) * (H * W) + column
+    group = (lane // (PARTS * CW)) % G
+    part = (lane // CW) % PARTS
+    return pixel, column, picture, group, part, lane % CW, index < COLUMNS
+
+
+@triton.jit
+def _near(column, inside, W, K: tl.constexpr):
+    """For each of K columns around a lane's own, whether it lies in the picture."""
+    near = ()
+    for j in tl.static_range(K):
+        near = near + (inside & (column + (j - K // 2) >= 0) & (column + (j - K // 2) < W),)
+    return near
+
+
+@triton.jit
+def _affine(
+    mean_ptr,
+    factor_ptr,
+    scale_ptr,
+    bias_ptr,
+    picture,
+    group,
+    channel,
+    inside,
+    G,
+    CW,
+    TAPS: tl.constexpr,
+):
+    """Factor and summand that normalise a weight, for each tap: the weight less its mean, times
+    factor [N, G, CW], times scale, plus bias [G, K*K, CW]; all float32."""
+    index = (picture.to(tl.int64) * G + group) * CW + channel
+    mean = tl.load(mean_ptr + index, inside, 0.0)
+    factor = tl.load(factor_ptr + index, inside, 0.0)
+    factors = ()
+    summands = ()
+    for tap in tl.static_range(TAPS):
+        offset = (group * TAPS + tap) * CW + channel
+        a = tl.load(scale_ptr + offset, inside, 0.0) * factor
+        factors = factors + (a,)
+        summands = summands + (tl.load(bias_ptr + offset, inside, 0.0) - mean * a,)
+    return factors, summands
+
+
+@triton.jit
+def _load_forward(x, w, near, inside, r, first, last, H, W, C, WC, CW, STEP, U, K: tl.constexpr):
+    """What one step of ``_forward`` reads: weights by row of y and tap column, then values by
+    share and column."""
+    HALF: tl.constexpr = K // 2
+    here = (r >= 0) & (r < H) & (r < last + HALF)
+    loaded = ()
+    for slot in tl.static_range(K):
+        # Row r of x is tap row K - 1 - slot of row r - HALF + slot of y.
+        h = r + (slot - HALF)
+        mask = inside & (h >= first) & (h < last)
+        for j in tl.static_range(K):
+            offset = (slot - HALF) * W * WC + ((K - 1 - slot) * K + j) * CW
+            loaded = loaded + (tl.load(w + offset, mask, 0.0),)
+    for u in tl.static_range(U):
+        for j in tl.static_range(K):
+            loaded = loaded + (tl.load(x + (j - HALF) * C + u * STEP, near[j] & here, 0.0),)
+    return loaded
+
+
+@triton.jit
+def _forward(
+    x_ptr,
+    w_ptr,
+    mean_ptr,
+    factor_ptr,
+    scale_ptr,
+    bias_ptr,
+    output_scale_ptr,
+    output_shift_ptr,
+    y_ptr,
+    COLUMNS: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    G: tl.constexpr,
+    SHARE: tl.constexpr,
+    CW: tl.constexpr,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    ACTIVATE: tl.constexpr,
+):
+    U: tl.constexpr = SHARE // PARTS
+    HALF: tl.constexpr = K // 2
+    C: tl.constexpr = G * SHARE * CW
+    WC: tl.constexpr = G * K * K * CW
+    tile, first = _tile(COLUMNS, H, G * PARTS * CW, ROWS, BLOCK, NORMALIZE)
+    last = tl.minimum(first + ROWS, H)
+    pixel, column, picture, group, part, channel, inside = _lanes(
+        tile, COLUMNS, H, W, G, PARTS, CW, BLOCK
+    )
+    near = _near(column, inside, W, K)
+    x_channel = group * (SHARE * CW) + part * CW + channel
+    w_channel = group * (K * K * CW) + channel
+    # Pointers to row r of x and w, and to row r - HALF of y, the one that row r completes.
+    start = pixel + (first - HALF).to(tl.int64) * W
+    x = x_ptr + start * C + x_channel
+    w = w_ptr + start * WC + w_channel
+    y = y_ptr + start * C + x_channel - HALF * W * C
+    if NORMALIZE:
+        factors, summands = _affine(
+            mean_ptr, factor_ptr, scale_ptr, bias_ptr, picture, group, channel, inside, G, CW, K * K
+        )
+    sums = ()
+    for _ in tl.static_range(U * (K - 1)):
+        sums = sums + (tl.zeros((BLOCK,), tl.float32),)
+
+    # fmt: off
+    if PREFETCH:
+        loaded = _load_forward(x, w, near, inside, first - HALF, first, last, H, W, C, WC, CW,
+                               PARTS * CW, U, K)
+    for step in range(ROWS + 2 * HALF):
+        r = first - HALF + step
+        if PREFETCH:
+            current = loaded
+            loaded = _load_forward(x + W * C, w + W * WC, near, inside, r + 1, first, last, H, W,
+                                   C, WC, CW, PARTS * CW, U, K)
+        else:
+            current = _load_forward(x, w, near, inside, r, first, last, H, W, C, WC, CW,
+                                    PARTS * CW, U, K)
+        # fmt: on
+        weights = ()
+        for slot in tl.static_range(K):
+            for j in tl.static_range(K):
+                weight = current[slot * K + j].to(tl.float32)
+                if NORMALIZE:
+                    weight *= factors[(K - 1 - slot) * K + j]
+                    weight += summands[(K - 1 - slot) * K + j]
+                weights = weights + (weight,)
+        carried = ()
+        finished = ()
+        for u in tl.static_range(U):
+            for slot in tl.static_range(K):
+                value = current[K * K + u * K].to(tl.float32)
+                if slot < K - 1:
+                    total = sums[u * (K - 1) + slot] + weights[slot * K] * value
+                else:
+                    total = weights[slot * K] * value
+                for j in tl.static_range(1, K):
+                    total += weights[slot * K + j] * current[K * K + u * K + j].to(tl.float32)
+                if slot > 0:
+                    carried = carried + (total,)
+                else:
+                    if ACTIVATE:
+                        c = x_channel + u * PARTS * CW
+                        output_scale = tl.load(output_scale_ptr + c, inside, 0.0)
+                        output_shift = tl.load(output_shift_ptr + c, inside, 0.0)
+                        total = total * output_scale + output_shift
+                        total = total * tl.sigmoid(total)
+                    finished = finished + (total.to(y_ptr.dtype.element_ty),)
+        mask = inside & (r - HALF >= first) & (r - HALF < last)
+        for u in tl.static_range(U):
+            tl.store(y + u * PARTS * CW, finished[u], mask)
+        sums = carried
+        x += W * C
+        w += W * WC
+        y += W * C
+
+
+@triton.jit
+def forward(
+    x_ptr,
+    w_ptr,
+    y_ptr,
+    COLUMNS: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    G: tl.constexpr,
+    SHARE: tl.constexpr,
+    CW: tl.constexpr,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    """y from x and w."""
+    # fmt: off
+    _forward(x_ptr, w_ptr, None, None, None, None, None, None, y_ptr, COLUMNS, H, W, G, SHARE, CW,
+             K, PARTS, ROWS, BLOCK, PREFETCH, False, False)
+    # fmt: on
+
+
+@triton.jit
+def normalized_forward(
+    x_ptr,
+    w_ptr,
+    mean_ptr,
+    factor_ptr,
+    scale_ptr,
+    bias_ptr,
+    y_ptr,
+    COLUMNS: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    G: tl.constexpr,
+    SHARE: tl.constexpr,
+    CW: tl.constexpr,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    """y from x and normalised weights, (w - mean) * factor * scale + bias."""
+    # fmt: off
+    _forward(x_ptr, w_ptr, mean_ptr, factor_ptr, scale_ptr, bias_ptr, None, None, y_ptr, COLUMNS, H,
+             W, G, SHARE, CW, K, PARTS, ROWS, BLOCK, PREFETCH, True, False)
+    # fmt: on
+
+
+@triton.jit
+def activated_forward(
+    x_ptr,
+    w_ptr,
+    mean_ptr,
+    factor_ptr,
+    scale_ptr,
+    bias_ptr,
+    output_scale_ptr,
+    output_shift_ptr,
+    y_ptr,
+    COLUMNS: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    G: tl.constexpr,
+    SHARE: tl.constexpr,
+    CW: tl.constexpr,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    """SiLU(output_scale * y + output_shift) of ``normalized_forward``'s y; both [C] float32."""
+    # fmt: off
+    _forward(x_ptr, w_ptr, mean_ptr, factor_ptr, scale_ptr, bias_ptr, output_scale_ptr,
+             output_shift_ptr, y_ptr, COLUMNS, H, W, G, SHARE, CW, K, PARTS, ROWS, BLOCK,
+             PREFETCH, True, True)
+    # fmt: on
+
+
+@triton.jit
+def _load_backward(
+    dy, w, x, near, inside, r, first, last, H, C, WC, CW, STEP, WHOLE, U, K: tl.constexpr
+):
+    """What one step of ``_backward`` reads: weights by tap, then for each share K columns of dy
+    and the new row of x. WHOLE: all weights of the chunk's rows, used for dx or not."""
+    HALF: tl.constexpr = K // 2
+    here = (r >= 0) & (r < H) & (r < last + HALF)
+    loaded = ()
+    for i in tl.static_range(K):
+        h = r + (i - HALF)
+        used = here & (h >= first) & (h < last)
+        if WHOLE:
+            used = used | ((r >= first) & (r < last))
+        for j in tl.static_range(K):
+            offset = (HALF - j) * WC + (i * K + j) * CW
+            loaded = loaded + (tl.load(w + offset, near[K - 1 - j] & used, 0.0),)
+    for u in tl.static_range(U):
+        for j in tl.static_range(K):
+            offset = (HALF - j) * C + u * STEP
+            loaded = loaded + (tl.load(dy + offset, near[K - 1 - j] & here, 0.0),)
+        loaded = loaded + (tl.load(x + u * STEP, inside & (r + HALF < H) & (r < last), 0.0),)
+    return loaded
+
+
+@triton.jit
+def _backward(
+    x_ptr,
+    w_ptr,
+    dy_ptr,
+    mean_ptr,
+    factor_ptr,
+    scale_ptr,
+    bias_ptr,
+    dx_ptr,
+    dw_ptr,
+    sums_ptr,
+    products_ptr,
+    COLUMNS: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    G: tl.constexpr,
+    SHARE: tl.constexpr,
+    CW: tl.constexpr,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+):
+    # A lane sees its pixel p as a value that its neighbours q read. With dy[q] it has
+    # dx[p] = sum w[q, tap] dy[q], and dw[q, tap] = sum over shares of x[p] dy[q]: both gradients
+    # from the same loads. q lies at the tap's mirror image: tap column j is column K - 1 - j.
+    U: tl.constexpr = SHARE // PARTS
+    HALF: tl.constexpr = K // 2
+    C: tl.constexpr = G * SHARE * CW
+    WC: tl.constexpr = G * K * K * CW
+    tile, first = _tile(COLUMNS, H, G * PARTS * CW, ROWS, BLOCK, False)
+    last = tl.minimum(first + ROWS, H)
+    pixel, column, picture, group, part, channel, inside = _lanes(
+        tile, COLUMNS, H, W, G, PARTS, CW, BLOCK
+    )
+    near = _near(column, inside, W, K)
+    x_channel = group * (SHARE * CW) + part * CW + channel
+    w_channel = group * (K * K * CW) + channel
+    # Pointers to row r of dy, w and dw, to row r + HALF of x, the lowest that reads row r, and to
+    # row r - HALF of dx, the one that row r completes.
+    start = pixel + (first - HALF).to(tl.int64) * W
+    dy = dy_ptr + start * C + x_channel
+    w = w_ptr + start * WC + w_channel
+    x = x_ptr + start * C + x_channel + HALF * W * C
+    dx = dx_ptr + start * C + x_channel - HALF * W * C
+    if PARTS == 1:
+        dw = dw_ptr + start * WC + w_channel
+        dw_column = column
+        dw_inside = inside
+        dw_near = near
+    else:
+        # One lane in PARTS stores the sum over the parts.
+        dw_pixel, dw_column, _, dw_group, _, dw_channel, dw_inside = _lanes(
+            tile, COLUMNS, H, W, G, 1, CW, BLOCK // PARTS
+        )
+        dw_start = dw_pixel + (first - HALF).to(tl.int64) * W
+        dw = dw_ptr + dw_start * WC + dw_group * (K * K * CW) + dw_channel
+        dw_near = _near(dw_column, dw_inside, W, K)
+    weight_sums = ()
+    weight_products = ()
+    if NORMALIZE:
+        for _ in tl.static_range(K * K):
+            weight_sums = weight_sums + (tl.zeros((BLOCK,), tl.float32),)
+            weight_products = weight_products + (tl.zeros((BLOCK,), tl.float32),)
+        factors, summands = _affine(
+            mean_ptr, factor_ptr, scale_ptr, bias_ptr, picture, group, channel, inside, G, CW, K * K
+        )
+    sums = ()
+    values = ()
+    for u in tl.static_range(U):
+        for k in tl.static_range(K - 1):
+            sums = sums + (tl.zeros((BLOCK,), tl.float32),)
+            row = first - 2 * HALF + k
+            mask = inside & (row >= 0) & (row < H)
+            values = values + (tl.load(x + (k - 2 * HALF) * W * C + u * PARTS * CW, mask, 0.0),)
+
+    # fmt: off
+    if PREFETCH:
+        loaded = _load_backward(dy, w, x, near, inside, first - HALF, first, last, H, C, WC, CW,
+                                PARTS * CW, NORMALIZE, U, K)
+    for step in range(ROWS + 2 * HALF):
+        r = first - HALF + step
+        own = (r >= first) & (r < last)
+        if PREFETCH:
+            current = loaded
+            loaded = _load_backward(dy + W * C, w + W * WC, x + W * C, near, inside, r + 1, first,
+                                    last, H, C, WC, CW, PARTS * CW, NORMALIZE, U, K)
+        else:
+            current = _load_backward(dy, w, x, near, inside, r, first, last, H, C, WC, CW,
+                                     PARTS * CW, NORMALIZE, U, K)
+        # fmt: on
+        weights = ()
+        for tap in tl.static_range(K * K):
+            weight = current[tap].to(tl.float32)
+            if NORMALIZE:
+                weight = weight * factors[tap] + summands[tap]
+            weights = weights + (weight,)
+        gradients = ()
+        carried_sums = ()
+        carried_values = ()
+        finished = ()
+        for u in tl.static_range(U):
+            updated = ()
+            for i in tl.static_range(K):
+                source = current[K * K + u * (K + 1)].to(tl.float32)
+                if i < K - 1:
+                    value = values[u * (K - 1) + i]
+                    total = sums[u * (K - 1) + i] + weights[i * K] * source
+                else:
+                    value = current[K * K + u * (K + 1) + K]
+                    total = weights[i * K] * source
+                for j in tl.static_range(K):
+                    source = current[K * K + u * (K + 1) + j].to(tl.float32)
+                    if j > 0:
+                        total += weights[i * K + j] * source
+                    if u == 0:
+                        updated = updated + (value.to(tl.float32) * source,)
+                    else:
+                        product = gradients[i * K + j] + value.to(tl.float32) * source
+                        updated = updated + (product,)
+                if i > 0:
+                    carried_sums = carried_sums + (total,)
+                    carried_values = carried_values + (value,)
+                else:
+                    finished = finished + (total.to(dx_ptr.dtype.element_ty),)
+            gradients = updated
+        mask = inside & (r - HALF >= first) & (r - HALF < last)
+        for u in tl.static_range(U):
+            tl.store(dx + u * PARTS * CW, finished[u], mask)
+        if NORMALIZE:
+            new_sums = ()
+            new_products = ()
+            for tap in tl.static_range(K * K):
+                gradient = tl.where(own, gradients[tap], 0.0)
+                product = weight_products[tap] + gradient * current[tap].to(tl.float32)
+                new_sums = new_sums + (weight_sums[tap] + gradient,)
+                new_products = new_products + (product,)
+            weight_sums = new_sums
+            weight_products = new_products
+        for tap in tl.static_range(K * K):
+            gradient = gradients[tap]
+            if PARTS > 1:
+                gradient = tl.reshape(gradient, (BLOCK // (PARTS * CW), PARTS, CW))
+                gradient = tl.reshape(tl.sum(gradient, 1), (BLOCK // PARTS,))
+            gradient = gradient.to(dw_ptr.dtype.element_ty)
+            offset = (HALF - tap % K) * WC + tap * CW
+            tl.store(dw + offset, gradient, dw_near[K - 1 - tap % K] & own)
+            if tap % K != HALF:
+                # Taps that look beside the picture belong to no lane's pixel: zero.
+                beside = dw_column + (tap % K - HALF)
+                beside = dw_inside & own & ((beside < 0) | (beside >= W))
+                tl.store(dw + tap * CW, tl.zeros_like(gradient), beside)
+        sums = carried_sums
+        values = carried_values
+        dy += W * C
+        w += W * WC
+        x += W * C
+        dx += W * C
+        dw += W * WC
+
+    if NORMALIZE:
+        CHUNKS: tl.constexpr = (H + ROWS - 1) // ROWS
+        index = picture.to(tl.int64) * W + column
+        index = ((index * CHUNKS + first // ROWS) * G + group) * PARTS + part
+        index = index * (K * K * CW) + channel
+        for tap in tl.static_range(K * K):
+            tl.store(sums_ptr + index + tap * CW, weight_sums[tap], inside)
+            tl.store(products_ptr + index + tap * CW, weight_products[tap], inside)
+
+
+@triton.jit
+def backward(
+    x_ptr,
+    w_ptr,
+    dy_ptr,
+    dx_ptr,
+    dw_ptr,
+    COLUMNS: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    G: tl.constexpr,
+    SHARE: tl.constexpr,
+    CW: tl.constexpr,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    """dx and dw from x, w and dy."""
+    # fmt: off
+    _backward(x_ptr, w_ptr, dy_ptr, None, None, None, None, dx_ptr, dw_ptr, None, None, COLUMNS,
+              H, W, G, SHARE, CW, K, PARTS, ROWS, BLOCK, PREFETCH, False)
+    # fmt: on
+
+
+@triton.jit
+def normalized_backward(
+    x_ptr,
+    w_ptr,
+    dy_ptr,
+    mean_ptr,
+    factor_ptr,
+    scale_ptr,
+    bias_ptr,
+    dx_ptr,
+    dw_ptr,
+    sums_ptr,
+    products_ptr,
+    COLUMNS: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    G: tl.constexpr,
+    SHARE: tl.constexpr,
+    CW: tl.constexpr,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    """dx, and dw in respect of the normalised weights, with sums for the normalisation's gradient.
+
+    The sums are those of dw and of dw * w over a lane's rows:
+    [N, W, chunks of rows, G, PARTS, K*K, CW] float32.
+    """
+    # fmt: off
+    _backward(x_ptr, w_ptr, dy_ptr, mean_ptr, factor_ptr, scale_ptr, bias_ptr, dx_ptr, dw_ptr,
+              sums_ptr, products_ptr, COLUMNS, H, W, G, SHARE, CW, K, PARTS, ROWS, BLOCK, PREFETCH,
+              True)
+    # fmt: on
+
+
+@triton.jit
+def statistics(
+    w_ptr,
+    mean_ptr,
+    factor_ptr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    G: tl.constexpr,
+    CW: tl.constexpr,
+    TAPS: tl.constexpr,
+    EPSILON: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Mean of w over pixels and taps, and 1 / sqrt(variance + EPSILON), both [N, G, CW] float32.
+
+    One program has one picture and group. CHANNELS is CW or the next power of two;
+    BLOCK / CHANNELS pixels are added at a time.
+    """
+    WC: tl.constexpr = G * TAPS * CW
+    STEP: tl.constexpr = BLOCK // CHANNELS
+    program = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, CHANNELS)
+    exists = channel < CW
+    w = w_ptr + (program // G) * (H * W * WC) + (program % G) * (TAPS * CW) + channel
+    # Differences from a first value keep the squares small where the mean is large.
+    origin = tl.load(w, exists, 0.0).to(tl.float32)
+    pixel = tl.arange(0, STEP)[:, None]
+    w = w[None, :] + pixel * WC
+    total = tl.zeros((STEP, CHANNELS), tl.float32)
+    square = tl.zeros((STEP, CHANNELS), tl.float32)
+    for step in range((H * W + STEP - 1) // STEP):
+        mask = (pixel + step * STEP < H * W) & exists[None, :]
+        for tap in tl.static_range(TAPS):
+            weight = tl.load(w + tap * CW, mask, 0.0).to(tl.float32)
+            difference = tl.where(mask, weight - origin[None, :], 0.0)
+            total += difference
+            square += difference * difference
+        w += STEP * WC
+    mean = tl.sum(total, 0) / (H * W * TAPS)
+    variance = tl.maximum(tl.sum(square, 0) / (H * W * TAPS) - mean * mean, 0.0)
+    tl.store(mean_ptr + program * CW + channel, origin + mean, exists)
+    tl.store(factor_ptr + program * CW + channel, 1.0 / tl.sqrt(variance + EPSILON), exists)

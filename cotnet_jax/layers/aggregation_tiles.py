@@ -1,0 +1,74 @@
+"""How the aggregation kernels cut their work up, by shape and size of the dtype."""
+
+import dataclasses
+import math
+
+from cotnet_jax.layers.aggregation_tile_table import TABLE
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One program's share of the work.
+
+    Attributes:
+      parts: lanes over which the channels that share a weight are spread.
+      rows: rows of the picture that a program walks down.
+      block: lanes of a program times the weight channels in each, a power of two.
+      warps: of 32 threads, for these lanes.
+      prefetch: load a row while the one before is computed, at the cost of registers.
+    """
+
+    parts: int
+    rows: int
+    block: int
+    warps: int
+    prefetch: bool
+
+
+def choose_tile(
+    kernel: str, itemsize: int, h: int, w: int, groups: int, share: int, channels: int, taps: int
+) -> Tile:
+    """The measured tile of these shapes, or one after the nearest shape that was measured.
+
+    Args:
+      kernel: name of the function in ``aggregation_kernels``.
+      itemsize: bytes of one weight.
+      h, w, groups, channels, taps: of weights [N, H, W, G, K*K, Cw].
+      share: channels of the values to one of the weights.
+    """
+    # The activation changes little: its kernel is not measured apart.
+    kernel = "normalized_forward" if kernel == "activated_forward" else kernel
+    key = (itemsize, h, w, groups, share, channels)
+    if taps == 9 and key in TABLE[kernel]:
+        return Tile(*TABLE[kernel][key])
+
+    def distance(other):
+        return sum(abs(math.log2(a / b)) for a, b in zip(key, other, strict=True))
+
+    tile = Tile(*TABLE[kernel][min(TABLE[kernel], key=distance)])
+    rows = math.ceil(h / math.ceil(h / tile.rows))
+    if kernel == "statistics":
+        # A block holds at least one pixel's channels of the group.
+        block = max(tile.block, 1 << (channels - 1).bit_length())
+        return dataclasses.replace(tile, rows=h, block=block)
+    if taps != 9:
+        # More taps hold more registers: one weight channel a thread, and nothing loaded ahead.
+        tile = dataclasses.replace(tile, block=32 * tile.warps, prefetch=False)
+    return dataclasses.replace(
+        tile, rows=rows, parts=_parts(kernel, tile.parts, tile.block, share, channels)
+    )
+
+
+def possible_parts(kernel: str, parts: int, block: int, share: int, channels: int) -> bool:
+    """Whether ``kernel`` can spread a share over so many lanes."""
+    if share % parts:
+        return False
+    # The backward kernels add the parts up, in a block reshaped to [.., parts, channels].
+    return parts == 1 or "backward" not in kernel or block % (parts * channels) == 0
+
+
+def _parts(kernel, wanted, block, share, channels):
+    """The number of parts nearest to the wanted one in which a lane has at most 8 channels."""
+    possible = [p for p in range(1, share + 1) if possible_parts(kernel, p, block, share, channels)]
+    few = [p for p in possible if share / p <= 8] or possible[-1:]
+    return min(few, key=lambda p: abs(math.log2(p / wanted)))

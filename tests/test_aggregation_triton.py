@@ -1,0 +1,321 @@
+"""The aggregation's GPU kernels without a GPU: in Triton's interpreter, and down to PTX."""
+
+import functools
+import pathlib
+import subprocess
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import triton_interpreter  # noqa: F401  (first, or nothing interprets; may skip all)
+from jax.sharding import PartitionSpec as P
+from test_aggregation import loops
+
+from cotnet_jax import tune_aggregation
+from cotnet_jax.layers import (
+    aggregation,
+    aggregation_dispatch,
+    aggregation_tile_table,
+    aggregation_triton,
+)
+from cotnet_jax.layers.aggregation import local_aggregation
+from cotnet_jax.layers.aggregation_tiles import Tile, choose_tile
+from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
+
+ROOT = pathlib.Path(__file__).parents[1]
+# N, H, W, groups, share, weight channels, kernel size; parts, rows, block, prefetch.
+CASES = [
+    ((2, 5, 7, 1, 8, 8, 3), (1, 2, 512, False)),
+    ((2, 5, 7, 1, 8, 8, 3), (2, 5, 1024, True)),
+    ((1, 4, 3, 2, 8, 6, 3), (1, 3, 256, True)),
+    ((1, 2, 4, 2, 3, 5, 1), (1, 2, 64, False)),
+    ((1, 3, 2, 1, 2, 4, 5), (1, 2, 32, False)),
+    ((2, 1, 1, 1, 4, 2, 3), (4, 1, 64, False)),
+]
+TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 6e-3}
+
+
+@pytest.fixture
+def use_tile(monkeypatch):
+    """Makes all kernels work in one tile, in larger blocks than suit a GPU but fewer of them."""
+
+    def use(parts, rows, block, prefetch):
+        def choose(kernel, itemsize, h, w, groups, share, channels, taps):
+            if kernel == "statistics":
+                return Tile(1, h, max(block, 1 << (channels - 1).bit_length()), 4, False)
+            return Tile(parts, min(rows, h), block, 4, prefetch)
+
+        monkeypatch.setattr(aggregation_triton, "choose_tile", choose)
+
+    return use
+
+
+def inputs(shape, seed=0):
+    """Float64 values, weights, gradient, scale, bias, output scale and shift."""
+    n, h, w, groups, share, channels, size = shape
+    random = np.random.default_rng(seed)
+    width = groups * share * channels
+    taps = (groups, size**2, channels)
+    shapes = [(n, h, w, width), (n, h, w, *taps), (n, h, w, width), taps, taps, (width,), (width,)]
+    return [random.standard_normal(s) + (len(s) == 6) for s in shapes]
+
+
+def composed(values, raw, scale, bias, *output):
+    """Float64 group normalisation, aggregation and activation, from their definitions."""
+    axes = (1, 2, 4)
+    normal = (raw - raw.mean(axes, keepdims=True)) / jnp.sqrt(raw.var(axes, keepdims=True) + 1e-5)
+    y = aggregation.xla_forward(values, normal * scale + bias)
+    return jax.nn.silu(output[0] * y + output[1]) if output else y
+
+
+def with_gradients(function, operands, gradient):
+    value, pullback = jax.vjp(function, *operands)
+    return [value, *pullback(gradient.astype(value.dtype))]
+
+
+def assert_close(arrays, expected, tolerance):
+    for index, (array, wanted) in enumerate(zip(arrays, expected, strict=True)):
+        array, wanted = np.asarray(array, np.float64), np.asarray(wanted, np.float64)
+        error = np.linalg.norm(array - wanted) / np.linalg.norm(wanted)
+        assert error <= tolerance, f"result {index}: {error}"
+
+
+@pytest.mark.parametrize(("shape", "tile"), CASES)
+def test_kernels_match_plain_loops(shape, tile, use_tile):
+    use_tile(*tile)
+    values, weights, gradient = inputs(shape)[:3]
+    call = functools.partial(local_aggregation, implementation="triton")
+    arrays = [jnp.asarray(a, jnp.float32) for a in (values, weights)]
+    got = with_gradients(call, arrays, jnp.asarray(gradient))
+    assert_close(got, loops(values, weights, gradient), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_kernels_take_short_floats(dtype, use_tile):
+    use_tile(1, 4, 256, True)
+    arrays = [jnp.asarray(a, dtype) for a in inputs((1, 4, 3, 1, 8, 8, 3))[:3]]
+    call = functools.partial(local_aggregation, implementation="triton")
+    got = with_gradients(call, arrays[:2], arrays[2])
+    assert all(a.dtype == dtype for a in got)
+    # The interpreter cuts off, where a GPU rounds to nearest.
+    assert_close(got, loops(*(np.asarray(a, np.float64) for a in arrays)), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("activated", [False, True])
+@pytest.mark.parametrize("implementation", ["triton", "xla"])
+@pytest.mark.parametrize(("shape", "tile"), CASES[1:4])
+def test_normalized_aggregation_matches_its_composition(
+    shape, tile, implementation, activated, use_tile
+):
+    use_tile(*tile)
+    values, raw, gradient, *parameters = inputs(shape)
+    parameters = parameters[: 4 if activated else 2]
+    with jax.enable_x64(True):
+        operands = [jnp.asarray(a) for a in (values, raw, *parameters)]
+        expected = with_gradients(composed, operands, jnp.asarray(gradient))
+        expected = [np.asarray(a) for a in expected]
+
+    def call(values, raw, scale, bias, output_scale=None, output_shift=None):
+        return normalized_local_aggregation(
+            *(values, raw, scale, bias),
+            output_scale=output_scale,
+            output_shift=output_shift,
+            implementation=implementation,
+        )
+
+    arrays = [jnp.asarray(a, jnp.float32) for a in (values, raw, *parameters)]
+    got = with_gradients(call, arrays, jnp.asarray(gradient))
+    assert_close(got, expected, TOLERANCE["float32"])
+
+
+def losses(values, raw, scale, bias, implementation):
+    """A scalar that depends on both operations."""
+    y = normalized_local_aggregation(values, raw, scale, bias, implementation=implementation)
+    return jnp.sum(jnp.square(local_aggregation(y, raw, implementation=implementation)))
+
+
+def transformed(name, function):
+    """``function`` of four arrays under a transformation, as a function of the same arrays."""
+    gradient = jax.grad(function, (0, 1, 2, 3))
+    if name == "jit":
+        return jax.jit(gradient)
+    if name == "remat":
+        return jax.jit(jax.grad(jax.checkpoint(function), (0, 1, 2, 3)))
+    if name == "vmap":
+        return lambda *a: jax.vmap(gradient, (0, 0, None, None))(
+            *(jnp.stack([b, 2 * b]) for b in a[:2]), *a[2:]
+        )
+    if name == "vmap parameters":
+        return lambda *a: jax.vmap(gradient, (None, None, 0, 0))(
+            *a[:2], *(jnp.stack([b, 2 * b]) for b in a[2:])
+        )
+    if name == "vmap of jit, one operand":
+        return lambda *a: jax.vmap(jax.jit(gradient), (0, None, None, None))(
+            jnp.stack([a[0], 2 * a[0]]), *a[1:]
+        )
+    if name == "scan":
+
+        def body(carry, _):
+            return jax.tree.map(lambda a, b: a + 1e-3 * b, carry, gradient(*carry)), None
+
+        return jax.jit(lambda *a: jax.lax.scan(body, a, length=2)[0])
+    assert name == "shard_map"
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def total(*operands):
+        return jax.lax.psum(function(*operands), "data")
+
+    return jax.jit(
+        jax.shard_map(
+            jax.grad(total, (0, 1, 2, 3)),
+            mesh=mesh,
+            in_specs=(P("data"), P("data"), P(), P()),
+            out_specs=(P("data"), P("data"), P(), P()),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("jit", "remat", "vmap", "vmap parameters", "vmap of jit, one operand"),
+        *("scan", "shard_map"),
+    ],
+)
+def test_transformations_give_what_xla_gives(name, use_tile):
+    use_tile(1, 2, 256, False)
+    operands = inputs((2, 2, 2, 2, 2, 3, 3))
+    operands = [jnp.asarray(operands[i], jnp.float32) for i in (0, 1, 3, 4)]
+    got, expected = (
+        transformed(name, functools.partial(losses, implementation=implementation))(*operands)
+        for implementation in ("triton", "xla")
+    )
+    assert_close(got, expected, 1e-5)
+
+
+def test_platform_is_chosen_at_lowering(monkeypatch, use_tile):
+    # With an NVIDIA GPU beside the CPU the same traced function still lowers for the CPU.
+    use_tile(1, 2, 256, False)
+    monkeypatch.setattr(aggregation_dispatch, "kernel_available", lambda: True)
+    operands = inputs((1, 2, 2, 1, 2, 3, 3))
+    operands = [jnp.asarray(operands[i], jnp.float32) for i in (0, 1, 3, 4)]
+    for name in ("jit", "remat", "vmap", "scan", "shard_map"):
+        function = transformed(name, functools.partial(losses, implementation=None))
+        expected = transformed(name, functools.partial(losses, implementation="xla"))(*operands)
+        assert_close(function(*operands), expected, 1e-6)
+
+
+def test_missing_kernel_falls_back_with_one_warning(monkeypatch):
+    def missing():
+        raise ImportError(f"needs {aggregation_dispatch.INSTALL}")
+
+    monkeypatch.setattr(jax, "devices", lambda platform: ["cuda:0"])
+    monkeypatch.setattr(aggregation_dispatch, "_triton", missing)
+    aggregation_dispatch.kernel_available.cache_clear()
+    values, weights = (jnp.ones(s) for s in ((1, 2, 2, 8), (1, 2, 2, 1, 9, 1)))
+    try:
+        with pytest.warns(UserWarning, match="pip install 'jax-triton"):
+            local_aggregation(values, weights)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            local_aggregation(values, weights)
+    finally:
+        aggregation_dispatch.kernel_available.cache_clear()
+
+
+def test_wrong_arguments_are_named():
+    values, weights = jnp.ones((1, 2, 2, 8)), jnp.ones((1, 2, 2, 1, 9, 1))
+    with pytest.raises(ValueError, match="implementation must be one of"):
+        local_aggregation(values, weights, implementation="cuda")
+    with pytest.raises(ValueError, match=r"scale must be \(1, 9, 1\), not \(9,\)"):
+        normalized_local_aggregation(values, weights, jnp.ones(9), jnp.ones((1, 9, 1)))
+    with jax.enable_x64(True), pytest.raises(TypeError, match="not float64"):
+        local_aggregation(
+            jnp.ones((1, 2, 2, 8), jnp.float64),
+            jnp.ones((1, 2, 2, 1, 9, 1), jnp.float64),
+            implementation="triton",
+        )
+
+
+def test_table_has_all_shapes_of_the_models_and_tiles_fit():
+    for kernel, itemsize, (size, groups, width) in (
+        (k, i, s)
+        for k in tune_aggregation.KERNELS
+        for i in tune_aggregation.DTYPES
+        for s in tune_aggregation.SHAPES
+    ):
+        channels = width // groups // 8
+        share = 1 if kernel == "statistics" else 8
+        key = (itemsize, size, size, groups, share, channels)
+        assert key in aggregation_tile_table.TABLE[kernel], f"{kernel} {key}: tune it"
+    for shape in ((56, 1, 8, 8, 9), (9, 2, 8, 6, 9), (5, 1, 3, 7, 25), (14, 1, 64, 1, 9)):
+        size, groups, share, channels, taps = shape
+        for kernel in (*tune_aggregation.KERNELS, "activated_forward"):
+            own = 1 if kernel == "statistics" else share
+            tile = choose_tile(kernel, 2, size, size, groups, own, channels, taps)
+            assert own % tile.parts == 0 and 1 <= tile.rows <= size
+            assert tile.block >= 32 * tile.warps or kernel == "statistics"
+            if tile.parts > 1 and "backward" in kernel:
+                assert tile.block % (tile.parts * channels) == 0
+
+
+LOWERING = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from cotnet_jax.layers import aggregation_kernels as kernels
+
+SHORT = {"x_ptr", "y_ptr", "w_ptr", "dx_ptr", "dy_ptr", "dw_ptr"}
+sizes = dict(COLUMNS=28, H=14, W=14, G=2, SHARE=8, CW=24, K=3, TAPS=9, PARTS=1, ROWS=7,
+             BLOCK=128, CHANNELS=32, PREFETCH=False, EPSILON=1e-5)
+for name in sys.argv[1:]:
+    kernel = getattr(kernels, name)
+    for capability, dtype in ((80, "fp32"), (90, "bf16")):
+        signature = {
+            a: "constexpr" if a in sizes else "*" + (dtype if a in SHORT else "fp32")
+            for a in kernel.arg_names
+        }
+        built = compile(
+            ASTSource(kernel, signature, {a: sizes[a] for a in kernel.arg_names if a in sizes}),
+            target=GPUTarget("cuda", capability, 32),
+            options={"num_warps": 2},
+        )
+        assert f".target sm_{capability}" in built.asm["ptx"], built.asm["ptx"][:500]
+        print(name, capability, dtype, len(built.asm["ptx"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        *("forward", "backward", "normalized_forward", "activated_forward"),
+        *("normalized_backward", "statistics"),
+    ],
+)
+def test_kernels_lower_to_ptx(kernel, tmp_path):
+    # Another process, because this one's Triton interprets.
+    result = subprocess.run(
+        [sys.executable, "-c", LOWERING, kernel],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count(kernel) == 2
+
+
+def test_cpu_never_imports_triton():
+    script = (
+        "import jax, jax.numpy as jnp, sys, cotnet_jax\n"
+        "values, weights = jnp.ones((1, 2, 2, 8)), jnp.ones((1, 2, 2, 1, 9, 1))\n"
+        "jax.jit(cotnet_jax.local_aggregation)(values, weights)\n"
+        "assert 'triton' not in sys.modules and 'jax_triton' not in sys.modules\n"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True)

@@ -1,0 +1,157 @@
+"""Predictions for files: the network's own, on evaluation's pictures."""
+
+import ast
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import golden
+import jax
+import numpy as np
+import pytest
+import torch_file_builder as build
+from PIL import Image
+
+from cotnet_jax import convert, torch_weights, weights
+from cotnet_jax.data import class_names, transforms
+from cotnet_jax.predict import Predictor, find_pictures
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Weights of cotnet_tiny with 10 classes."""
+    shapes = torch_weights.torch_shapes("cotnet_tiny", num_classes=10)
+    state_dict = golden.state_dict(shapes, 0)
+    # Else the logits of so small a net hardly depend on the picture.
+    state_dict["fc.weight"] *= 20
+    path = tmp_path_factory.mktemp("weights")
+    (path / "tiny.pth").write_bytes(build.training_checkpoint(state_dict, None))
+    convert.convert_torch_file(path / "tiny.pth", path / "tiny", say=lambda line: None)
+    return path / "tiny"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures")
+    (path / "more").mkdir()
+    rng = np.random.default_rng(0)
+    for index, name in enumerate(("a.png", "b.jpg", "more/c.PNG", "more/d.webp", "e.bmp")):
+        colour = rng.integers(0, 256, 3)
+        noise = rng.integers(-60, 60, (40 + 9 * index, 77, 3))
+        Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(path / name)
+    (path / "notes.txt").write_text("not a picture")
+    return path
+
+
+def test_probabilities_are_the_networks(folder, pictures):
+    predictor = Predictor(weights.read_weights(folder))
+    paths = find_pictures([pictures])
+    results = list(predictor.predict_files(paths, top=3, batch_size=2))
+    assert [result["path"] for result in results] == [str(path) for path in paths]
+    model, variables = weights.load(folder)
+    apply = jax.jit(model.apply)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    for path, result in zip(paths, results, strict=True):
+        picture = transforms.decode(path.read_bytes())
+        picture = transforms.eval_transform(picture, 32, crop=1.0, interpolation="bicubic")
+        image = ((picture / 255 - mean) / std).astype(np.float32)
+        expected = np.asarray(jax.nn.softmax(apply(variables, image[None])[0]))
+        classes = [entry["class"] for entry in result["top"]]
+        assert classes == list(np.argsort(-expected)[:3])
+        probabilities = [entry["probability"] for entry in result["top"]]
+        np.testing.assert_allclose(probabilities, expected[classes], rtol=1e-4)
+        assert [entry["name"] for entry in result["top"]] == [f"class {i}" for i in classes]
+    assert len({tuple(map(str, result["top"])) for result in results}) == len(results)
+
+
+def test_find_pictures(pictures, tmp_path):
+    found = [path.relative_to(pictures).as_posix() for path in find_pictures([pictures])]
+    assert found == ["a.png", "b.jpg", "e.bmp", "more/c.PNG", "more/d.webp"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="2 of the pictures are not there") as error:
+        find_pictures([pictures, tmp_path / "empty", tmp_path / "none.jpg"])
+    assert "no picture in this folder" in str(error.value)
+    assert "no such file or folder" in str(error.value)
+
+
+def test_names(folder):
+    read = weights.read_weights(folder)
+    assert Predictor(read).names[9] == "class 9"
+    assert Predictor(read, list("abcdefghij")).names[9] == "j"
+    with pytest.raises(ValueError, match="3 names of classes, but the weights have 10"):
+        Predictor(read, list("abc"))
+
+
+def test_imagenet_names_are_those_of_tensorflow_datasets():
+    names = class_names.imagenet_names()
+    assert len(names) == class_names.IMAGENET_CLASSES
+    assert (names[0], names[281], names[388]) == (
+        "tench, Tinca tinca",
+        "tabby, tabby cat",
+        "giant panda, panda, panda bear, coon bear, Ailuropoda melanoleuca",
+    )
+    spec = importlib.util.find_spec("tensorflow_datasets")
+    datasets = pathlib.Path(spec.submodule_search_locations[0]) / "datasets"
+    if not (datasets / "siscore" / "labels.py").exists():
+        pytest.skip("this version of tensorflow-datasets has no list of names")
+    # Read as text: importing the package takes seconds.
+    for node in ast.parse((datasets / "siscore" / "labels.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "IMAGENET_LABELS_LIST":
+            assert tuple(ast.literal_eval(node.value)) == names
+    ids = [
+        line.split("\t")[0]
+        for line in class_names._IMAGENET.read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert ids == (datasets / "imagenet2012" / "labels.txt").read_text().split()
+
+
+def run_command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "cotnet_jax.predict", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def test_command(folder, pictures, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8broken")
+    (tmp_path / "names.txt").write_text("\n".join(f"name {i}" for i in range(10)))
+    result = run_command(
+        f"--weights={folder}",
+        f"--classes={tmp_path / 'names.txt'}",
+        "--json",
+        "--batch_size=2",
+        pictures,
+        tmp_path / "broken.jpg",
+    )
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [pathlib.Path(line["path"]).name for line in lines] == [
+        *("a.png", "b.jpg", "e.bmp", "c.PNG", "d.webp", "broken.jpg")
+    ]
+    assert lines[0]["top"][0]["name"].startswith("name ")
+    assert "error" in lines[-1]
+    assert result.returncode == 1
+    assert "error: 1 of 6 not read:\n" in result.stderr
+    assert "6/6" in result.stderr, "a progress bar, as they are more than a batch"
+
+
+def test_command_in_words(folder, pictures):
+    result = run_command(f"--weights={folder}", "--top=2", pictures / "a.png")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0] == str(pictures / "a.png")
+    assert [line[8:17] for line in lines[1:]] == [" %  class"] * 2
+
+
+def test_command_errors(folder, tmp_path):
+    result = run_command(f"--weights={tmp_path / 'none'}", tmp_path / "x.jpg")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: 1 of the pictures are not there:")
+    result = run_command(tmp_path / "x.jpg")
+    assert "say whose weights: --weights=PATH" in result.stdout + result.stderr

@@ -1,0 +1,177 @@
+"""The main job, run as a user runs it: main.py on digits, shortened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cotnet_jax.checkpoint import Checkpointer
+from cotnet_jax.metrics import read_metrics
+
+MAIN = Path(__file__).parents[1] / "main.py"
+SHORT = [
+    "--config.data.train_split=train[:32]",
+    "--config.data.eval_split=test[:12]",
+    "--config.batch_size=8",
+    "--config.eval.batch_size=8",
+    "--config.epochs=3",
+    "--config.checkpoint.every_steps=3",
+    "--config.log_every_steps=1",
+]
+STEPS = 12
+
+
+def command(workdir, *options, config="digits"):
+    config = MAIN.parent / "configs" / f"{config}.py"
+    return [sys.executable, str(MAIN), f"--config={config}", f"--workdir={workdir}", *options]
+
+
+def run(workdir, *options, **kwargs):
+    return subprocess.run(
+        command(workdir, *options, **kwargs), capture_output=True, text=True, timeout=600
+    )
+
+
+def error_of(result) -> str:
+    """The one message that a failed command ends with; there must be no traceback."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never interrupted, and what it printed."""
+    workdir = tmp_path_factory.mktemp("finished")
+    result = run(workdir, *SHORT)
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def final_arrays(workdir):
+    with Checkpointer(workdir / "checkpoints", read_only=True) as checkpointer:
+        assert checkpointer.latest_step() == STEPS
+        saved = checkpointer._saved_arrays(STEPS)
+    import orbax.checkpoint as ocp
+
+    folder = workdir / "checkpoints" / str(STEPS)
+    return {item: ocp.PyTreeCheckpointer().restore(folder / item) for item in saved}
+
+
+def test_killed_three_times_ends_bitwise_the_same(finished, tmp_path):
+    uninterrupted, _ = finished
+    for kill_at in (2, 5, 10):
+        process = subprocess.Popen(
+            command(tmp_path, *SHORT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 400
+        while _last_step(tmp_path) < kill_at:
+            assert process.poll() is None, "the run ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    result = run(tmp_path, *SHORT)
+    assert "Going on after step" in result.stderr
+    ours, expected = final_arrays(tmp_path), final_arrays(uninterrupted)
+    assert set(ours) == {"weights", "ema", "optimizer"}
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+def _last_step(workdir):
+    file = workdir / "metrics.jsonl"
+    return max(read_metrics(file), default=0) if file.exists() else 0
+
+
+def test_a_run_leaves_its_figures(finished):
+    workdir, result = finished
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert figures["count"] == 12
+    assert set(figures) >= {"raw_top1", "raw_top5", "ema_top1", "ema_top5"}
+    metrics = read_metrics(workdir / "metrics.jsonl")
+    assert set(metrics) == set(range(1, STEPS + 1))
+    assert {"loss", "learning_rate", "images_per_second", "data_wait_share"} <= set(metrics[7])
+    assert metrics[STEPS]["ema_top1"] == figures["ema_top1"]
+    assert list((workdir / "tensorboard").iterdir())
+    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "cotnet_tiny"
+    for part in ("epoch 3/3", "step 12/12", "loss", "lr", "img/s", "data", "left"):
+        assert part in result.stderr
+
+
+def test_a_finished_run_says_so_and_evaluates(finished):
+    workdir, first = finished
+    again = run(workdir, *SHORT)
+    assert "This run is finished" in again.stderr
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+
+
+def test_evaluate_takes_the_best_checkpoint(finished):
+    workdir, _ = finished
+    result = run(workdir, *SHORT, "--mode=evaluate")
+    figures = json.loads(result.stdout.splitlines()[-1])
+    metrics = read_metrics(workdir / "metrics.jsonl").values()
+    assert figures["ema_top1"] == max(m["ema_top1"] for m in metrics if "ema_top1" in m)
+
+
+def test_training_starts_from_given_weights(finished, tmp_path):
+    workdir, _ = finished
+    result = run(
+        tmp_path, *SHORT, "--mode=evaluate", f"--config.init_from={workdir}"
+    )
+    assert result.returncode == 0, result.stderr
+    best = json.loads(run(workdir, *SHORT, "--mode=evaluate").stdout.splitlines()[-1])
+    assert json.loads(result.stdout.splitlines()[-1])["given_top1"] == best["ema_top1"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    result = run(tmp_path, *SHORT, "--config.schedule.warmup_start=1e30")
+    message = error_of(result)
+    assert "the loss of step 2 is nan at learning rate 1e+30" in message
+    assert "No checkpoint was saved yet" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "messages"),
+    [
+        (["--config.learning_rate=1"], ["learning_rate"]),
+        (["--config.model.nam=x"], ["model.nam"]),
+        (
+            ["--config.batch_size=0", "--config.data.image_size=0", "--config.epochs=0"],
+            ["--config.batch_size=0", "--config.data.image_size=0", "--config.epochs=0"],
+        ),
+        (["--config.batch_size=1"], ["two pictures for its batch norm"]),
+        (["--config.accumulate_steps=3"], ["a positive multiple of 3"]),
+        (["--config.batch_size=4096"], ["is more than the 1438 pictures"]),
+        (["--config.model.name=cotnet5"], ["did you mean 'cotnet50'"]),
+        (["--config.data.name=imagenet2012"], ["imagenet2012", "cotnet_jax.data.prepare"]),
+        (["--config.data.name=/nowhere"], ["there is no such folder"]),
+        (["--config.data.train_split=trian"], ["no split 'trian'"]),
+        (["--config.init_from=/nowhere"], ["/nowhere"]),
+        (["--mode=test"], ["train|evaluate"]),
+        (["extra"], ["unknown arguments: extra"]),
+    ],
+)
+def test_bad_input_is_one_clear_error(tmp_path, options, messages):
+    message = error_of(run(tmp_path / "run", *options))
+    for part in messages:
+        assert part in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_model_is_refused(finished):
+    workdir, _ = finished
+    before = sorted(workdir.rglob("*"))
+    message = error_of(run(workdir, *SHORT, "--config.model.name=cotnet50"))
+    assert "--config.model.name: 'cotnet_tiny' there, 'cotnet50' here" in message
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_nothing_to_evaluate(tmp_path):
+    assert "missing" in error_of(run(tmp_path, *SHORT, "--mode=evaluate"))

@@ -1,0 +1,110 @@
+"""The training step on several devices, in processes with fake ones."""
+
+import json
+
+import pytest
+from processes import finish, start_python
+
+PRELUDE = """
+    import json, sys
+    import jax, jax.numpy as jnp, numpy as np
+    from configs import digits
+    from cotnet_jax import experiment, optim, train, train_step
+
+    def steps(devices, count=5, **changes):
+        '''Parameters' values after so many steps on one batch of noise a step.'''
+        config = digits.get_config()
+        config.batch_size = config.eval.batch_size = 8
+        config.mixing.probability = 0.0
+        config.schedule.warmup_start = 0.05
+        with config.unlocked():
+            config.update_from_flattened_dict(changes)
+        setup = experiment.set_up(config, devices=jax.devices()[:devices])
+        optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
+        state = train.initial_state(setup, optimizer)
+        step = train.make_step(setup, optimizer)
+        random = np.random.default_rng(0)
+        for _ in range(count):
+            batch = {
+                "image": random.integers(0, 256, (8, 32, 32, 3), np.uint8),
+                "label": random.integers(0, 10, 8, np.int32),
+            }
+            state, metrics = step(state, batch)
+        return jax.device_get((state.params, state.batch_stats))
+
+    def difference(a, b):
+        '''Largest ||a - b|| / ||b|| over all arrays.'''
+        norm = lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3))
+        return max(jax.tree.leaves(jax.tree.map(norm, a, b)))
+"""
+
+
+def run(code, devices):
+    (output,) = finish(start_python(PRELUDE + code, devices=devices), timeout=600)
+    return json.loads(output.splitlines()[-1])
+
+
+def test_synchronised_statistics_make_devices_alike():
+    """The same global batch gives the same parameters on 1, 2 and 4 devices."""
+    errors = run(
+        """
+    one, two, four = (steps(n, **{"model.sync_batch_norm": True}) for n in (1, 2, 4))
+    local = steps(2)
+    print(json.dumps([difference(two, one), difference(four, one), difference(local, one)]))
+    """,
+        devices=4,
+    )
+    assert max(errors[:2]) < 1e-5
+    # With statistics of each device's own the result is another one.
+    assert errors[2] > 1e-3
+
+
+def test_accumulated_parts_are_like_devices():
+    """Two parts on one device see what two devices see, but for the running statistics."""
+    error, statistics = run(
+        """
+    parts, devices = steps(1, accumulate_steps=2), steps(2)
+    print(json.dumps([difference(parts[0], devices[0]), difference(parts[1], devices[1])]))
+    """,
+        devices=2,
+    )
+    assert error < 1e-5
+    assert statistics > 1e-5
+
+
+def test_a_step_with_local_statistics_exchanges_only_sums():
+    counts = run(
+        """
+    import re
+    config = digits.get_config()
+    setup = experiment.set_up(config)
+    optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
+    state = train.initial_state(setup, optimizer)
+    batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
+    lowered = train.make_step(setup, optimizer).lower(state, batch)
+    text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
+    names = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
+    print(json.dumps({name: len(re.findall(name + r"(-start)?[(]", text)) for name in names}))
+    """,
+        devices=4,
+    )
+    assert counts["all-reduce"] > 0
+    assert counts["all-gather"] == counts["all-to-all"] == counts["collective-permute"] == 0
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_step_lowers_for_accelerators(devices):
+    sizes = run(
+        """
+    config = digits.get_config()
+    setup = experiment.set_up(config)
+    optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
+    state = train.initial_state(setup, optimizer)
+    batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
+    traced = train.make_step(setup, optimizer).trace(state, batch)
+    lower = lambda platform: traced.lower(lowering_platforms=(platform,)).as_text()
+    print(json.dumps({p: lower(p).count("stablehlo.convolution") for p in ("tpu", "cuda")}))
+    """,
+        devices=devices,
+    )
+    assert min(sizes.values()) > 50
