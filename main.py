@@ -48,7 +48,24 @@ def main(argv):
     except (ValueError, OSError, CheckpointError, DivergedError) as error:
         logging.debug("failed", exc_info=True)
         sys.exit(f"error: {error}")
-    print(json.dumps(figures))
+    print(json.dumps(figures), flush=True)
+    print(summary(figures), file=sys.stderr)
+
+
+def summary(figures):
+    """What was reached, and what to do next."""
+    names = {"raw": "raw weights", "ema": "moving averages", "given": "given weights"}
+    reached = ", ".join(
+        f"{figures[f'{kind}_top1']:.2f} % ({name})"
+        for kind, name in names.items()
+        if f"{kind}_top1" in figures
+    )
+    return f"""
+Held-out top-1 of {figures["count"]} pictures: {reached}.
+Next:
+  python -m cotnet_jax.predict --weights={WORKDIR.value} PICTURE   # its most likely classes
+  tensorboard --logdir={WORKDIR.value}/tensorboard                 # curves (pip install tensorboard)
+  in Python: model, variables = cotnet_jax.load({WORKDIR.value!r})"""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""cotnext101_2x48d on ImageNet: 350 epochs, global batch 512.
+r"""cotnext101_2x48d on ImageNet: 350 epochs, global batch 512.
 
-    python main.py --config=configs/cotnext101_2x48d.py --workdir=DIR --config.data.data_dir=DATA_DIR
+    python main.py --config=configs/cotnext101_2x48d.py --workdir=DIR \
+        --config.data.data_dir=DATA_DIR
 
 Needs imagenet2012 in ArrayRecord under DATA_DIR (python -m cotnet_jax.data.prepare imagenet).
 Published top-1 with these settings, by the PyTorch original: 83.2 %; not yet reproduced with this

@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 640
     # A step's batch is worked through in this many parts, one after the other.
     config.accumulate_steps = 1
-    # Weights to start from: a converted folder, a workdir or a PyTorch file; "" starts from scratch.
+    # Weights to start from: a converted folder, a workdir or a PyTorch file; "" is from scratch.
     config.init_from = ""
 
     config.model = model = ml_collections.ConfigDict()

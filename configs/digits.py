@@ -10,7 +10,7 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    config.epochs = 40
+    config.epochs = 12
     config.batch_size = 64
 
     config.model.name = "cotnet_tiny"

@@ -5,7 +5,6 @@ from cotnet_jax.models import create_model, list_models
 from cotnet_jax.torch_weights import from_torch_state_dict, to_torch_state_dict
 
 
-
 def __getattr__(name):
     # Orbax, which only reading weights needs, takes seconds to import.
     if name == "load":

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from cotnet_jax import optim, parallel
 from cotnet_jax.data import pipeline
-from cotnet_jax.data.sources import open_source
+from cotnet_jax.data.sources import Source, open_source
 from cotnet_jax.models import create_model
 from cotnet_jax.variants import get_variant
 
@@ -25,18 +25,17 @@ class Experiment:
       config: all fields as given.
       mesh: all devices of all processes.
       model: the network, with the dataset's number of classes.
-      class_names: of the dataset, in order.
+      train_source, eval_source: the two splits.
       steps_per_epoch: full batches of the training split.
-      eval_size: pictures of the evaluation split.
       rates: float64 [epochs], the learning rate of every epoch.
     """
 
     config: ml_collections.ConfigDict
     mesh: Mesh
     model: nn.Module
-    class_names: tuple[str, ...]
+    train_source: Source
+    eval_source: Source
     steps_per_epoch: int
-    eval_size: int
     rates: np.ndarray
 
     @property
@@ -50,7 +49,10 @@ class Experiment:
     def eval_batches(self) -> Iterator[dict]:
         """This process's rows of one pass over the evaluation split."""
         return pipeline.eval_batches(
-            self.config, process_index=jax.process_index(), process_count=jax.process_count()
+            self.config,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            source=self.eval_source,
         )
 
     def train_batches(self, start_step: int) -> Iterator[dict]:
@@ -60,6 +62,7 @@ class Experiment:
             start_step=start_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            source=self.train_source,
         )
 
 
@@ -88,9 +91,9 @@ def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
         config=config,
         mesh=mesh,
         model=model,
-        class_names=tuple(train_source.class_names),
+        train_source=train_source,
+        eval_source=eval_source,
         steps_per_epoch=pipeline.steps_per_epoch(config, train_source),
-        eval_size=len(eval_source),
         rates=optim.learning_rates(config.schedule, config.epochs),
     )
 

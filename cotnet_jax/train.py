@@ -58,7 +58,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         config=config,
         params=state.params,
         mesh=experiment.mesh,
-        class_names=experiment.class_names,
+        class_names=experiment.train_source.class_names,
     )
     train_step = make_step(experiment, optimizer)
     evaluate_all = make_evaluate(experiment)
@@ -161,7 +161,7 @@ def make_evaluate(experiment: Experiment):
             parallel.replicate(mesh, variables),
             experiment.eval_batches(),
             mesh=mesh,
-            total=experiment.eval_size,
+            total=len(experiment.eval_source),
         )
         for name in variables:
             logging.info(

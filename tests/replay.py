@@ -108,12 +108,7 @@ def _train(model, figures):
         state, metrics = step(state, batch)
         losses.append(metrics["loss"])
         if number == 0:
-            # The first momentum is the gradient and the decayed weights.
-            velocity = state.opt_state[2].trace
-            decay = settings.weight_decay
-            gradients = jax.tree.map(
-                lambda v, p: v - decay * p if p.ndim > 1 else v, velocity, params
-            )
+            gradients = _first_gradients(state, params, settings.weight_decay)
             yield from _gradients(model, figures, gradients)
     for number, loss in enumerate(losses):
         error = golden.relative_error(loss, figures["losses"][number])
@@ -121,6 +116,15 @@ def _train(model, figures):
     final = {"params": state.params, "batch_stats": state.batch_stats}
     for kind, variables in (("final", final), ("ema", state.ema)):
         yield from _norms(kind, to_torch_state_dict(model, variables), figures)
+
+
+def _first_gradients(state, params, decay):
+    """The first momentum is the gradient and the decayed weights."""
+
+    def gradient(velocity, param):
+        return velocity - decay * param if param.ndim > 1 else velocity
+
+    return jax.tree.map(gradient, state.opt_state[2].trace, params)
 
 
 def _mix(key, batch):

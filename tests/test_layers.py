@@ -45,7 +45,10 @@ def test_blur_pool_is_a_mirrored_binomial_filter(size):
     padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
     kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
     expected = [
-        [(padded[:, i : i + 3, j : j + 3] * kernel[..., None]).sum((1, 2)) for j in range(0, size, 2)]
+        [
+            (padded[:, i : i + 3, j : j + 3] * kernel[..., None]).sum((1, 2))
+            for j in range(0, size, 2)
+        ]
         for i in range(0, size, 2)
     ]
     expected = np.moveaxis(np.asarray(expected), 2, 0)

@@ -191,15 +191,11 @@ def test_drop_path_rises_linearly_over_the_blocks():
 def test_dropping_changes_training_only(tiny):
     model, variables, images = tiny
     dropping = model.clone(drop_rate=0.5, drop_path_rate=0.5)
-    np.testing.assert_array_equal(
-        dropping.apply(variables, images), model.apply(variables, images)
-    )
+    np.testing.assert_array_equal(dropping.apply(variables, images), model.apply(variables, images))
 
     def logits(seed):
         rngs = {"dropout": jax.random.key(seed)}
-        return dropping.apply(
-            variables, images, train=True, mutable=["batch_stats"], rngs=rngs
-        )[0]
+        return dropping.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
 
     assert not np.array_equal(logits(0), logits(1))
     np.testing.assert_array_equal(logits(0), logits(0))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import cotnet_jax
-from cotnet_jax import optim
 from configs import default
+from cotnet_jax import optim
 
 PEAKS = {"cotnet50": 0.25, "cotnext50_2x48d": 0.2, "cotnet101": 0.175}
 
@@ -24,7 +24,9 @@ def test_learning_rates_of_every_epoch(goldens):
 
 
 def settings(**changes):
-    return ml_collections.ConfigDict({"momentum": 0.9, "weight_decay": 0.1, "clip_norm": 0.0} | changes)
+    return ml_collections.ConfigDict(
+        {"momentum": 0.9, "weight_decay": 0.1, "clip_norm": 0.0} | changes
+    )
 
 
 def test_three_steps_by_hand():
@@ -50,9 +52,7 @@ def test_clipping_bounds_the_global_norm():
         settings(clip_norm=1.0, weight_decay=0.0, momentum=0.0), np.ones(1), 1
     )
     params = {"kernel": jnp.zeros((3, 3))}
-    updates, _ = optimizer.update(
-        {"kernel": jnp.full((3, 3), 5.0)}, optimizer.init(params), params
-    )
+    updates, _ = optimizer.update({"kernel": jnp.full((3, 3), 5.0)}, optimizer.init(params), params)
     assert np.linalg.norm(updates["kernel"]) == pytest.approx(1, rel=1e-5)
 
 

@@ -59,4 +59,10 @@ def test_other_processes_write_nothing(tmp_path, mesh, monkeypatch):
 def test_an_unwritable_workdir_is_one_clear_error(tmp_path, mesh):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"Could not write to .*Choose another --workdir"):
-        log_start(tmp_path / "file", config=ml_collections.ConfigDict(), params={}, mesh=mesh)
+        log_start(
+            tmp_path / "file",
+            config=ml_collections.ConfigDict(),
+            params={},
+            mesh=mesh,
+            class_names=(),
+        )

@@ -122,9 +122,7 @@ def test_evaluate_takes_the_best_checkpoint(finished):
 
 def test_training_starts_from_given_weights(finished, tmp_path):
     workdir, _ = finished
-    result = run(
-        tmp_path, *SHORT, "--mode=evaluate", f"--config.init_from={workdir}"
-    )
+    result = run(tmp_path, *SHORT, "--mode=evaluate", f"--config.init_from={workdir}")
     assert result.returncode == 0, result.stderr
     best = json.loads(run(workdir, *SHORT, "--mode=evaluate").stdout.splitlines()[-1])
     assert json.loads(result.stdout.splitlines()[-1])["given_top1"] == best["ema_top1"]
