@@ -63,9 +63,9 @@ def summary(figures):
     return f"""
 Held-out top-1 of {figures["count"]} pictures: {reached}.
 Next:
-  python -m cotnet_jax.predict --weights={WORKDIR.value} PICTURE   # its most likely classes
-  tensorboard --logdir={WORKDIR.value}/tensorboard                 # curves (pip install tensorboard)
-  in Python: model, variables = cotnet_jax.load({WORKDIR.value!r})"""
+  classify a picture:  python -m cotnet_jax.predict --weights={WORKDIR.value} PICTURE
+  look at the curves:  tensorboard --logdir={WORKDIR.value}/tensorboard
+  go on in Python:     model, variables = cotnet_jax.load({WORKDIR.value!r})"""
 
 
 if __name__ == "__main__":

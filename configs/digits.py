@@ -10,7 +10,7 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    config.epochs = 12
+    config.epochs = 15
     config.batch_size = 64
 
     config.model.name = "cotnet_tiny"
@@ -30,9 +30,10 @@ def get_config():
     config.augment.randaugment = ""
     config.augment.color_jitter = 0.0
 
+    config.mixing.probability = 0.5
     config.schedule.peak = 0.1
     config.schedule.warmup_epochs = 2
-    config.ema.decay = 0.98
+    config.ema.decay = 0.95
     config.eval.batch_size = 360
     config.checkpoint.keep_best = 1
     config.log_every_steps = 22
