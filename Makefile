@@ -21,10 +21,10 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python main.py --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal --durations 10 -m "not slow"
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 20 -m "not slow"
 
 test-all: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal --durations 10
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 20
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

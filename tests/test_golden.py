@@ -5,14 +5,24 @@ import pytest
 import replay
 
 
+def files(kind, quick):
+    """All golden files of a kind, those of other models than ``quick`` marked slow."""
+    return [
+        pytest.param(
+            path, marks=[] if golden.model_of(path) in quick else pytest.mark.slow, id=path.stem
+        )
+        for path in golden.golden_files(kind)
+    ]
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("path", golden.golden_files("forward"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", files("forward", {"cotnet50", "cotnext50_2x48d", "se_cotnetd_50"}))
 def test_logits_and_features_of_every_stage(path, dtype):
     above = [figure for figure in replay.replay(path, dtype) if not figure[1] <= figure[2]]
     assert not above
 
 
-@pytest.mark.parametrize("path", golden.golden_files("train"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", files("train", {"cotnet50"}))
 def test_four_training_steps(path):
     figures = list(replay.replay(path))
     assert len(figures) > 1000

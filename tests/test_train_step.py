@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from processes import finish, start_python
 
 PRELUDE = """
@@ -92,8 +91,7 @@ def test_a_step_with_local_statistics_exchanges_only_sums():
     assert counts["all-gather"] == counts["all-to-all"] == counts["collective-permute"] == 0
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_the_step_lowers_for_accelerators(devices):
+def test_the_step_lowers_for_accelerators():
     sizes = run(
         """
     config = digits.get_config()
@@ -105,6 +103,6 @@ def test_the_step_lowers_for_accelerators(devices):
     lower = lambda platform: traced.lower(lowering_platforms=(platform,)).as_text()
     print(json.dumps({p: lower(p).count("stablehlo.convolution") for p in ("tpu", "cuda")}))
     """,
-        devices=devices,
+        devices=4,
     )
     assert min(sizes.values()) > 50
