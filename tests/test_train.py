@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from processes import QUICK_COMPILATION
 
 from cotnet_jax.metrics import read_metrics
 
@@ -27,6 +28,7 @@ SHORT = [
     "--config.log_every_steps=1",
 ]
 STEPS = 12
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION}
 
 
 def command(workdir, *options, config="digits"):
@@ -36,7 +38,11 @@ def command(workdir, *options, config="digits"):
 
 def run(workdir, *options, **kwargs):
     return subprocess.run(
-        command(workdir, *options, **kwargs), capture_output=True, text=True, timeout=600
+        command(workdir, *options, **kwargs),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 
@@ -66,7 +72,10 @@ def test_killed_three_times_ends_bitwise_the_same(finished, tmp_path):
     uninterrupted, _ = finished
     for kill_at in (2, 5, 10):
         process = subprocess.Popen(
-            command(tmp_path, *SHORT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(tmp_path, *SHORT),
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 400
         while _last_step(tmp_path) < kill_at:

@@ -32,6 +32,15 @@ PRELUDE = """
             state, metrics = step(state, batch)
         return jax.device_get((state.params, state.batch_stats))
 
+    def traced():
+        '''The step of the digits' configuration over all devices, traced.'''
+        config = digits.get_config()
+        setup = experiment.set_up(config)
+        optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
+        state = train.initial_state(setup, optimizer)
+        batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
+        return train.make_step(setup, optimizer).trace(state, batch)
+
     def difference(a, b):
         '''Largest ||a - b|| / ||b|| over all arrays.'''
         norm = lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3))
@@ -86,13 +95,7 @@ def test_a_step_with_local_statistics_exchanges_only_sums():
     counts = run(
         """
     import re
-    config = digits.get_config()
-    setup = experiment.set_up(config)
-    optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
-    state = train.initial_state(setup, optimizer)
-    batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
-    lowered = train.make_step(setup, optimizer).lower(state, batch)
-    text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
+    text = traced().lower().compile().as_text()
     names = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
     print(json.dumps({name: len(re.findall(name + r"(-start)?[(]", text)) for name in names}))
     """,
@@ -105,13 +108,8 @@ def test_a_step_with_local_statistics_exchanges_only_sums():
 def test_the_step_lowers_for_accelerators():
     sizes = run(
         """
-    config = digits.get_config()
-    setup = experiment.set_up(config)
-    optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
-    state = train.initial_state(setup, optimizer)
-    batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
-    traced = train.make_step(setup, optimizer).trace(state, batch)
-    lower = lambda platform: traced.lower(lowering_platforms=(platform,)).as_text()
+    step = traced()
+    lower = lambda platform: step.lower(lowering_platforms=(platform,)).as_text()
     print(json.dumps({p: lower(p).count("stablehlo.convolution") for p in ("tpu", "cuda")}))
     """,
         devices=4,
