@@ -119,8 +119,7 @@ class CoTNet(nn.Module):
     """An image classifier; make one with ``create_model``.
 
     With ``mutable=["intermediates"]`` it gives ``stem_features`` and ``stage1_features`` to
-    ``stage4_features``, each
-    [N, h, w, channels], for use as a backbone.
+    ``stage4_features``, each [N, h, w, channels], for use as a backbone.
 
     Attributes:
       variant: entry of the table of models.

@@ -76,6 +76,19 @@ def test_batch_norm_of_one_value_is_a_clear_error():
         norm.init(jax.random.key(0), x)
 
 
+def test_folded_batch_norm_is_the_same_normalisation():
+    x = jnp.asarray(RANDOM.standard_normal((2, 3, 3, 5)), jnp.float32)
+    variables = BatchNorm().init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda a: a + RANDOM.random(a.shape, np.float32), variables)
+    multiplier, shift = BatchNorm().apply(variables, x, fold=True)
+    np.testing.assert_allclose(
+        x * multiplier + shift, BatchNorm().apply(variables, x), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="running statistics only"):
+        norm = BatchNorm(use_running_average=False)
+        norm.apply(variables, x, fold=True, mutable=["batch_stats"])
+
+
 def test_tap_group_norm_is_a_group_norm_over_taps_and_pixels():
     weights = jnp.asarray(RANDOM.standard_normal((2, 4, 5, 2, 9, 3)), jnp.float32)
     size = 2 * 9 * 3

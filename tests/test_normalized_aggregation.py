@@ -11,8 +11,9 @@ from cotnet_jax.layers import BatchNorm, Conv, CoTLayer, TapGroupNorm
 from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
 
 
+@pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_cot_layer_is_the_same_with_and_without_fusion(groups):
+def test_cot_layer_is_the_same_with_and_without_fusion(groups, train):
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 3, 32)))
         double = functools.partial(functools.partial, dtype=jnp.float64, param_dtype=jnp.float64)
@@ -22,19 +23,20 @@ def test_cot_layer_is_the_same_with_and_without_fusion(groups):
             CoTLayer(groups=groups, key_groups=4 * groups, fused=fused, **modules)
             for fused in (True, False)
         ]
-        variables = layers[0].init(jax.random.key(0), x)
-        assert jax.tree.structure(variables) == jax.tree.structure(
-            layers[1].init(jax.random.key(0), x)
-        )
+        variables, same = (layer.init(jax.random.key(0), x) for layer in layers)
+        jax.tree.map(np.testing.assert_array_equal, variables, same)
+        # Scales of 1, biases of 0 and statistics of both would hide most mistakes.
+        random = np.random.default_rng(1)
+        variables = jax.tree.map(lambda a: a + 0.3 * random.random(a.shape), variables)
 
         def loss(layer, params):
             y, _ = layer.apply(
-                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+                {**variables, "params": params}, x, train=train, mutable=["batch_stats"]
             )
             return jnp.sum(jnp.sin(y))
 
         fused, separate = (
-            jax.value_and_grad(functools.partial(loss, layer))(variables["params"])
+            jax.jit(jax.value_and_grad(functools.partial(loss, layer)))(variables["params"])
             for layer in layers
         )
         close = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8)

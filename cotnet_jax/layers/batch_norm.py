@@ -34,8 +34,12 @@ class BatchNorm(nn.Module):
     scale_init: Callable = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> [..., C]; raises ValueError for a training batch of one value a channel."""
+    def __call__(self, x: jax.Array, fold: bool = False) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """[..., C] -> [..., C]; raises ValueError for a training batch of one value a channel.
+
+        With ``fold``, which needs ``use_running_average``, the result is the pair (multiplier,
+        shift), both [C], of the normalisation x * multiplier + shift; x gives its shape alone.
+        """
         shape = x.shape[-1:]
         scale = self.param("scale", self.scale_init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
@@ -50,6 +54,10 @@ class BatchNorm(nn.Module):
                 for running, batch in ((running_mean, mean), (running_var, unbiased)):
                     running.value = self.momentum * running.value + (1 - self.momentum) * batch
         multiplier = scale * lax.rsqrt(var + self.epsilon)
+        if fold:
+            if not self.use_running_average:
+                raise ValueError("BatchNorm folds running statistics only, not those of a batch")
+            return multiplier, bias - mean * multiplier
         y = (x.astype(multiplier.dtype) - mean) * multiplier + bias
         return y.astype(self.dtype)
 

@@ -37,7 +37,8 @@ class CoTLayer(nn.Module):
       key_groups: channel groups of the static context's convolution: 4 in CoT, 8 in CoXt.
       conv, norm, weight_norm: convolution, batch normalisation and the normalisation of the
         aggregation weights, to bind dtypes with ``functools.partial``.
-      fused: normalise the aggregation weights while they are read, where a kernel does so.
+      fused: normalise the aggregation weights while they are read, and in inference normalise and
+        activate the result before it is written, where a kernel does so.
       implementation: as in ``local_aggregation``.
     """
 
@@ -61,8 +62,7 @@ class CoTLayer(nn.Module):
         static = nn.relu(norm(name="key_bn")(static))
         values = self.conv(channels, groups=self.groups, name="value_conv")(x)
         values = norm(name="value_bn")(values)
-        dynamic = self._aggregate(values, self._weights(x, static, norm))
-        dynamic = nn.silu(norm(name="bn")(dynamic))
+        dynamic = self._dynamic(values, self._weights(x, static, norm), norm, train)
 
         self.sow("intermediates", "static", static)
         self.sow("intermediates", "dynamic", dynamic)
@@ -94,17 +94,23 @@ class CoTLayer(nn.Module):
         )(hidden)
         return weights.reshape(*pixels, self.groups, taps, channels // SHARE // self.groups)
 
-    def _aggregate(self, values, weights):
-        """Local aggregation [N, H, W, C] with the normalised weights."""
-        weight_norm = self.weight_norm(name="weight_norm")
-        if self.fused and not self.is_mutable_collection("intermediates"):
-            aggregate = functools.partial(
-                normalized_local_aggregation, values, implementation=self.implementation
+    def _dynamic(self, values, weights, norm, train):
+        """Dynamic context [N, H, W, C]: the aggregation, its batch normalisation and SiLU."""
+        weight_norm, norm = self.weight_norm(name="weight_norm"), norm(name="bn")
+        if not self.fused or self.is_mutable_collection("intermediates"):
+            weights = weight_norm(weights)
+            self.sow("intermediates", "aggregation_weights", weights)
+            return nn.silu(
+                norm(local_aggregation(values, weights, implementation=self.implementation))
             )
-            return weight_norm(weights, aggregate)
-        weights = weight_norm(weights)
-        self.sow("intermediates", "aggregation_weights", weights)
-        return local_aggregation(values, weights, implementation=self.implementation)
+        aggregate = functools.partial(
+            normalized_local_aggregation, values, implementation=self.implementation
+        )
+        if train:
+            return nn.silu(norm(weight_norm(weights, aggregate)))
+        multiplier, shift = norm(values, fold=True)
+        aggregate = functools.partial(aggregate, output_scale=multiplier, output_shift=shift)
+        return weight_norm(weights, aggregate)
 
     def _fuse(self, dynamic, static, norm):
         """Per channel, a softmax over the two contexts, from their mean over all pixels."""
