@@ -1,15 +1,21 @@
-"""Compares whole models with and without the GPU kernels, on this machine's NVIDIA GPU.
+"""Checks the aggregation kernels on this machine's NVIDIA GPU; exits with 1 above a tolerance.
 
-    python -m cotnet_jax.check_kernels [--models=cotnet50,cotnext50_2x48d] [--size=224] [--batch=8]
+    python -m cotnet_jax.check_kernels shapes [--models=cotnet50,...] [--sizes=224,320]
+    python -m cotnet_jax.check_kernels large
+    python -m cotnet_jax.check_kernels models [--models=cotnet50,...] [--size=224] [--batch=8]
         [--dtypes=float32,bfloat16] [--passes=logits,gradients]
 
-prints, for each model and dtype, the relative L2 difference of the logits in evaluation, and of
-all gradients of a training step, between the kernels and XLA's form. Expected: 1e-5 in float32
-with full-precision matrix products (the script asks for them), 5e-2 in bfloat16, where both forms
-round every activation.
+shapes: at every shape that the models' CoT layers have, the relative L2 error of each result and
+gradient against float64 on the CPU, on random data, in memory that was filled with NaN before.
+large: more than 2^31 values; the first and the last pictures are bitwise those of a small batch.
+models: the relative L2 difference of the logits in evaluation, and of all gradients of a training
+step, between the kernels and XLA's form, with full-precision matrix products. In bfloat16 both
+forms round every activation, and the gradients of a whole network amplify that; a figure beside
+it, XLA's form in bfloat16 against float32, says by how much.
 """
 
 import argparse
+import functools
 import sys
 import time
 
@@ -18,7 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cotnet_jax.layers import aggregation_dispatch
+from cotnet_jax.layers.aggregation import local_aggregation
+from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
 from cotnet_jax.models import create_model, list_models
+
+SHAPE_TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3}
+MODEL_TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
+PICTURES = 3
 
 
 def random_variables(model, images, seed=0):
@@ -71,10 +83,178 @@ def outputs(model, name, variables, images, labels, kernels: bool):
     return jax.block_until_ready(function(variables["params"]))
 
 
+def aggregation_shapes(name, size):
+    """{(H, W, groups, weight channels, channels)} of a model's CoT layers, for square pictures."""
+    model = create_model(name)
+    images = jnp.zeros((1, size, size, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    look = functools.partial(model.apply, mutable=["intermediates"])
+    _, state = jax.eval_shape(look, variables, images)
+    layers = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
+        *layer, what, _ = path
+        layers.setdefault(tuple(layer), {})[what.key] = leaf.shape
+    return {
+        (*shapes["aggregation_weights"][1:4], shapes["aggregation_weights"][5], shapes["static"][3])
+        for shapes in layers.values()
+        if "aggregation_weights" in shapes
+    }
+
+
+def operations(implementation):
+    """{name: function of the values, weights, scale and bias, output scale and shift}."""
+
+    def with_gradients(function, count):
+        def both(*operands):
+            *operands, gradient = operands
+            value, pullback = jax.vjp(function, *operands[:count])
+            return value, *pullback(gradient)
+
+        return both
+
+    plain = functools.partial(local_aggregation, implementation=implementation)
+    normalized = functools.partial(normalized_local_aggregation, implementation=implementation)
+
+    def activated(values, weights, scale, bias, output_scale, output_shift, gradient):
+        del gradient
+        affine = {"output_scale": output_scale, "output_shift": output_shift}
+        return (normalized(values, weights, scale, bias, **affine),)
+
+    return {
+        "plain": with_gradients(plain, 2),
+        "normalized": with_gradients(normalized, 4),
+        "activated": activated,
+    }
+
+
+def make_operands(pictures, shape, dtype, seed=0):
+    """Random NumPy operands of ``operations``, and a gradient; of one dtype but for the scales."""
+    height, width, groups, weight_channels, channels = shape
+    values = (pictures, height, width, channels)
+    taps = (groups, 9, weight_channels)
+    random = np.random.default_rng(seed)
+    shapes = (values, (*values[:3], *taps), taps, taps, (channels,), (channels,), values)
+    arrays = [random.standard_normal(each, np.float32) for each in shapes]
+    return [a.astype(dtype) if a.ndim > 3 else a for a in arrays]
+
+
+def on_poisoned_memory(program, operands):
+    """The program's results, and how many of them lie where there was NaN just before."""
+    poison = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), program(*operands))
+    addresses = {a.unsafe_buffer_pointer() for a in jax.block_until_ready(poison)}
+    del poison
+    results = jax.block_until_ready(program(*operands))
+    return results, sum(a.unsafe_buffer_pointer() in addresses for a in results)
+
+
+def check_shapes(names, sizes) -> bool:
+    """Prints the errors of all operations at all shapes; whether all are within tolerance."""
+    shapes = sorted(set().union(*(aggregation_shapes(n, s) for n in names for s in sizes)))
+    cpu = jax.devices("cpu")[0]
+    worst = dict.fromkeys(SHAPE_TOLERANCE, 0.0)
+    print("errors of: result, then gradients of values, weights, scale, bias")
+    for shape in shapes:
+        for dtype in SHAPE_TOLERANCE:
+            operands = make_operands(PICTURES, shape, jnp.dtype(dtype))
+            with jax.enable_x64(True), jax.default_device(cpu):
+                wide = [jnp.asarray(a.astype(np.float64)) for a in operands]
+                exact = {
+                    name: jax.device_get(jax.jit(function)(*select(name, wide)))
+                    for name, function in operations("xla").items()
+                }
+            for name, function in operations("triton").items():
+                device = [jnp.asarray(a) for a in select(name, operands)]
+                results, poisoned = on_poisoned_memory(jax.jit(function), device)
+                errors = [difference(a, b) for a, b in zip(results, exact[name], strict=True)]
+                worst[dtype] = max(worst[dtype], *errors, key=lambda e: (np.isnan(e), e))
+                h, w, groups, _, channels = shape
+                print(
+                    f"{h}x{w}x{channels}, {groups} group{'s'[: groups > 1]:2} {dtype:9} {name:10} "
+                    + " ".join(f"{error:.1e}" for error in errors)
+                    + f"   on NaN: {poisoned} of {len(results)}",
+                    flush=True,
+                )
+    for dtype, error in worst.items():
+        print(f"{dtype}: {len(shapes)} shapes, largest error {error:.2e}")
+    return all(error <= SHAPE_TOLERANCE[dtype] for dtype, error in worst.items())
+
+
+def select(name, operands):
+    """The operands that an operation takes, the gradient last."""
+    return [*operands[: {"plain": 2, "normalized": 4, "activated": 6}[name]], operands[-1]]
+
+
+def check_large() -> bool:
+    """Runs more than 2^31 values through all operations, at the first shape of cotnet50."""
+    shape, ends = (56, 56, 1, 8, 64), 2
+    pictures = 2**31 // (56 * 56 * 64) + 8
+    small = make_operands(2 * ends, shape, jnp.bfloat16)
+
+    def repeated(array):
+        """``ends`` pictures, zeros, and ``ends`` other pictures."""
+        array = jnp.asarray(array)
+        if array.ndim < 4:
+            return array
+        middle = jnp.zeros((pictures - 2 * ends, *array.shape[1:]), array.dtype)
+        return jnp.concatenate([array[:ends], middle, array[ends:]])
+
+    good = True
+    for name, function in operations("triton").items():
+        program = jax.jit(function)
+        expected = jax.device_get(program(*select(name, small)))
+        large = [repeated(a) for a in select(name, small)]
+        results = program(*large)
+        for number, (array, wanted) in enumerate(zip(results, expected, strict=True)):
+            if array.ndim < 4:
+                # Gradients of scale and bias are sums over all pictures.
+                same = np.allclose(np.asarray(array), wanted, rtol=1e-3, atol=1e-2)
+            else:
+                both = jnp.concatenate([array[:ends], array[-ends:]])
+                same = np.array_equal(np.asarray(both), wanted)
+                same &= not bool(jnp.any(array[ends : ends + 1]))
+            good &= same
+            verdict = "same" if same else "DIFFERENT"
+            print(f"{name:10} result {number}: {array.size:,} elements, {verdict}", flush=True)
+        del large, results
+    return good
+
+
+def check_models(names, size, batch, dtypes, passes) -> bool:
+    """Prints the differences of whole models; whether all are within tolerance."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    random = np.random.default_rng(1)
+    images = random.standard_normal((batch, size, size, 3))
+    labels = jax.nn.one_hot(random.integers(0, 1000, batch), 1000)
+    good = True
+    for name in names:
+        for kind in passes:
+            exact = None
+            for dtype in dtypes:
+                start = time.monotonic()
+                model = create_model(name, dtype=jnp.dtype(dtype))
+                pictures = jnp.asarray(images, dtype)
+                variables = random_variables(model, pictures)
+                kernels, xla = (
+                    outputs(model, kind, variables, pictures, labels, kernels)
+                    for kernels in (True, False)
+                )
+                error = difference(kernels, xla)
+                good &= error <= MODEL_TOLERANCE[dtype]
+                line = f"{name:17} {kind:9} {dtype:8} kernels against XLA {error:.1e}"
+                if dtype == "float32":
+                    exact = xla
+                elif exact is not None:
+                    line += f", XLA against float32 {difference(xla, exact):.1e}"
+                print(f"{line}   ({time.monotonic() - start:.0f} s)", flush=True)
+    return good
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["shapes", "large", "models"])
     parser.add_argument("--models", default=",".join(list_models()), help="by comma")
-    parser.add_argument("--size", type=int, default=224, help="side of the pictures")
+    parser.add_argument("--sizes", default="224,320", help="of pictures, for shapes, by comma")
+    parser.add_argument("--size", type=int, default=224, help="of pictures, for models")
     parser.add_argument("--batch", type=int, default=8, help="pictures")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="by comma")
     parser.add_argument("--passes", default="logits,gradients", help="by comma")
@@ -82,27 +262,16 @@ def main(arguments: list[str]) -> None:
     if not aggregation_dispatch.kernel_available():
         needs = f"they need an NVIDIA GPU and {aggregation_dispatch.INSTALL}"
         parser.exit(1, f"no kernels to check: {needs}\n")
-    jax.config.update("jax_default_matmul_precision", "highest")
-    random = np.random.default_rng(1)
-    images = random.standard_normal((options.batch, options.size, options.size, 3))
-    labels = jax.nn.one_hot(random.integers(0, 1000, options.batch), 1000)
-    print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, {images.shape}")
-    for name in options.models.split(","):
-        for dtype in options.dtypes.split(","):
-            model = create_model(name, dtype=jnp.dtype(dtype))
-            batch = jnp.asarray(images, dtype)
-            variables = random_variables(model, batch)
-            for kind in options.passes.split(","):
-                start = time.monotonic()
-                arrays = [
-                    outputs(model, kind, variables, batch, labels, kernels)
-                    for kernels in (True, False)
-                ]
-                print(
-                    f"{name:20} {dtype:9} {kind:10} {difference(*arrays):.1e}   "
-                    f"({time.monotonic() - start:.0f} s)",
-                    flush=True,
-                )
+    names = options.models.split(",")
+    print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}")
+    if options.what == "shapes":
+        good = check_shapes(names, [int(size) for size in options.sizes.split(",")])
+    elif options.what == "large":
+        good = check_large()
+    else:
+        dtypes, passes = options.dtypes.split(","), options.passes.split(",")
+        good = check_models(names, options.size, options.batch, dtypes, passes)
+    sys.exit(not good)
 
 
 if __name__ == "__main__":
