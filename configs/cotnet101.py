@@ -14,7 +14,6 @@ def get_config():
     config = default.get_config()
     config.model.name = "cotnet101"
     config.batch_size = 448
-    config.eval.batch_size = 448
     config.schedule.peak = 0.175
     config.optimizer.weight_decay = 6e-05
     return config

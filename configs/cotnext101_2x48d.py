@@ -15,7 +15,6 @@ def get_config():
     config = default.get_config()
     config.model.name = "cotnext101_2x48d"
     config.batch_size = 512
-    config.eval.batch_size = 512
     config.schedule.peak = 0.2
     config.optimizer.weight_decay = 6e-05
     return config

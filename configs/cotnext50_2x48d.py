@@ -14,6 +14,5 @@ def get_config():
     config = default.get_config()
     config.model.name = "cotnext50_2x48d"
     config.batch_size = 512
-    config.eval.batch_size = 512
     config.schedule.peak = 0.2
     return config

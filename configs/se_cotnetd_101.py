@@ -14,6 +14,5 @@ def get_config():
     config = default.get_config()
     config.model.name = "se_cotnetd_101"
     config.batch_size = 512
-    config.eval.batch_size = 512
     config.schedule.peak = 0.2
     return config

@@ -15,7 +15,6 @@ def get_config():
     config = default.get_config()
     config.model.name = "se_cotnetd_152"
     config.batch_size = 512
-    config.eval.batch_size = 512
     config.schedule.peak = 0.2
     config.model.drop_path_rate = 0.15
     config.data.image_size = 256

@@ -10,11 +10,10 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from cotnet_jax import optim, parallel
+from cotnet_jax import config_check, optim, parallel
 from cotnet_jax.data import pipeline
 from cotnet_jax.data.sources import Source, open_source
 from cotnet_jax.models import create_model
-from cotnet_jax.variants import get_variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
       ValueError: lists every field that is out of its range; or the dataset cannot be opened.
     """
     mesh = parallel.make_mesh(devices)
-    problems = find_problems(config, mesh.size)
+    problems = config_check.find_problems(config, mesh.size)
     if problems:
         raise ValueError("the configuration has problems:\n  " + "\n  ".join(problems))
     train_source = open_source(config.data, config.data.train_split)
@@ -96,62 +95,6 @@ def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
         steps_per_epoch=pipeline.steps_per_epoch(config, train_source),
         rates=optim.learning_rates(config.schedule, config.epochs),
     )
-
-
-def find_problems(config: ml_collections.ConfigDict, devices: int) -> list[str]:
-    """A line for every field that is out of its range, with what to type instead."""
-    problems = []
-
-    def require(good, field, wanted):
-        if not good:
-            value = config
-            for key in field.split("."):
-                value = value[key]
-            problems.append(f"--config.{field}={value}: must be {wanted}")
-
-    try:
-        get_variant(config.model.name)
-    except ValueError as error:
-        problems.append(f"--config.model.name: {error}")
-    for field in ("epochs", "accumulate_steps", "log_every_steps"):
-        require(config[field] >= 1, field, "1 or more")
-    for field in ("image_size", "num_threads", "prefetch"):
-        require(config.data[field] >= 1, f"data.{field}", "1 or more")
-    parts = max(devices * config.accumulate_steps, 1)
-    require(
-        config.batch_size >= 1 and config.batch_size % parts == 0,
-        "batch_size",
-        f"a positive multiple of {parts} ({devices} devices x {config.accumulate_steps} "
-        "accumulate_steps)",
-    )
-    require(
-        config.eval.batch_size >= 1 and config.eval.batch_size % devices == 0,
-        "eval.batch_size",
-        f"a positive multiple of the {devices} devices",
-    )
-    local = config.batch_size // parts
-    require(
-        config.model.sync_batch_norm or local > 1,
-        "batch_size",
-        f"{2 * parts} or more, so that every device has two pictures for its batch norm "
-        "(or --config.model.sync_batch_norm=True)",
-    )
-    require(config.model.output_stride in (8, 16, 32), "model.output_stride", "8, 16 or 32")
-    require(
-        config.model.dtype in ("auto", "float32", "bfloat16"),
-        "model.dtype",
-        '"auto", "float32" or "bfloat16"',
-    )
-    for field in ("model.drop_rate", "model.drop_path_rate", "ema.decay", "optimizer.momentum"):
-        section, key = field.split(".")
-        require(0 <= config[section][key] < 1, field, "in [0, 1)")
-    for field in ("optimizer.weight_decay", "optimizer.clip_norm", "schedule.warmup_epochs"):
-        section, key = field.split(".")
-        require(config[section][key] >= 0, field, "0 or more")
-    require(config.eval.every_epochs >= 1, "eval.every_epochs", "1 or more")
-    require(config.checkpoint.every_steps >= 0, "checkpoint.every_steps", "0 or more")
-    require(0 < config.data.crop <= 1, "data.crop", "in (0, 1]")
-    return problems
 
 
 def _dtype(name):

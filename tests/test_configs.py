@@ -1,10 +1,12 @@
-"""The recipes of the published models."""
+"""The recipes of the published models, and what is said of values that cannot be used."""
 
 import importlib
+import re
 
 import pytest
 
-from cotnet_jax import experiment
+from configs import default
+from cotnet_jax.config_check import find_problems
 
 # model: global batch, peak learning rate, weight decay, drop path, side in pixels, crop
 RECIPES = {
@@ -18,8 +20,29 @@ RECIPES = {
 }
 
 
+# What one model's recipe may have of its own: the columns above.
+OWN = {
+    "model.name",
+    "batch_size",
+    "schedule.peak",
+    "optimizer.weight_decay",
+    "model.drop_path_rate",
+    "data.image_size",
+    "data.crop",
+}
+
+
 def get(name):
     return importlib.import_module(f"configs.{name}").get_config()
+
+
+def flatten(config, prefix=""):
+    """{"section.key": value} of all fields."""
+    flat = {}
+    for key, value in config.to_dict().items():
+        name = f"{prefix}{key}"
+        flat |= flatten(config[key], f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -35,18 +58,93 @@ def test_recipe(name):
         config.data.image_size,
         config.data.crop,
     ) == RECIPES[name]
+    default_fields = flatten(default.get_config())
+    changed = {field for field, value in flatten(config).items() if value != default_fields[field]}
+    assert changed <= OWN
     # As published, on eight devices.
-    assert not experiment.find_problems(config, devices=8)
+    assert not find_problems(config, devices=8)
+
+
+# A value that each field cannot have.
+BAD = {
+    "seed": -1,
+    "epochs": 0,
+    "batch_size": 641,
+    "accumulate_steps": 0,
+    "model.name": "cotnet5",
+    "model.drop_rate": 1.0,
+    "model.drop_path_rate": -0.1,
+    "model.output_stride": 4,
+    "model.dtype": "float16",
+    "data.image_size": 0,
+    "data.crop": 0.0,
+    "data.interpolation": "nearest",
+    "data.mean": (0.5,),
+    "data.std": (0.5, 0.5, 0.0),
+    "data.num_threads": 0,
+    "data.num_workers": -2,
+    "data.prefetch": 0,
+    "data.max_undecodable": 1.1,
+    "augment.scale": (0.5, 0.1),
+    "augment.ratio": (0.0, 1.0),
+    "augment.flip": 1.5,
+    "augment.randaugment": "rand-m20",
+    "augment.color_jitter": -0.1,
+    "augment.erasing_probability": float("nan"),
+    "augment.erasing_mode": "grey",
+    "augment.erasing_area": (0.1, 1.1),
+    "augment.erasing_ratio": (1.0,),
+    "mixing.probability": 2.0,
+    "mixing.cutmix_probability": -1.0,
+    "mixing.mixup_alpha": -0.1,
+    "mixing.cutmix_alpha": -0.1,
+    "mixing.label_smoothing": 1.1,
+    "optimizer.momentum": 1.0,
+    "optimizer.weight_decay": -1.0,
+    "optimizer.clip_norm": -1.0,
+    "schedule.peak": float("inf"),
+    "schedule.warmup_epochs": -1,
+    "schedule.warmup_start": -0.1,
+    "schedule.final": -0.1,
+    "ema.decay": 1.5,
+    "eval.batch_size": 9,
+    "eval.every_epochs": 0,
+    "checkpoint.every_steps": -1,
+    "checkpoint.keep_best": -1,
+    "log_every_steps": 0,
+}
+# Anything goes, or it is looked at where it is used.
+UNCHECKED = {
+    "init_from",
+    "model.sync_batch_norm",
+    "data.name",
+    "data.data_dir",
+    "data.train_split",
+    "data.eval_split",
+    "notes",
+}
+
+
+def test_every_field_is_checked():
+    assert set(BAD) | UNCHECKED == set(flatten(default.get_config()))
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_a_value_out_of_range_is_one_line(field):
+    config = default.get_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict({field: BAD[field]})
+    (problem,) = find_problems(config, devices=8)
+    assert re.match(rf"--config\.{field}\b", problem)
 
 
 def test_all_problems_of_a_configuration_are_listed():
-    config = get("digits")
+    config = default.get_config()
     config.model.output_stride = 4
     config.ema.decay = 1.5
     config.data.crop = 0.0
-    problems = experiment.find_problems(config, devices=1)
-    assert [p.split(":")[0] for p in problems] == [
+    assert [problem.split(":")[0] for problem in find_problems(config, devices=1)] == [
         "--config.model.output_stride=4",
-        "--config.ema.decay=1.5",
         "--config.data.crop=0.0",
+        "--config.ema.decay=1.5",
     ]
