@@ -3,33 +3,41 @@
     python -m cotnet_jax.check_kernels shapes [--models=cotnet50,...] [--sizes=224,320]
     python -m cotnet_jax.check_kernels large
     python -m cotnet_jax.check_kernels models [--models=cotnet50,...] [--size=224] [--batch=8]
-        [--dtypes=float32,bfloat16] [--passes=logits,gradients]
+        [--dtypes=float32,bfloat16] [--passes=logits,gradients,smooth]
 
 shapes: at every shape that the models' CoT layers have, the relative L2 error of each result and
 gradient against float64 on the CPU, on random data, in memory that was filled with NaN before.
-large: more than 2^31 values; the first and the last pictures are bitwise those of a small batch.
-models: the relative L2 difference of the logits in evaluation, and of all gradients of a training
-step, between the kernels and XLA's form, with full-precision matrix products. In bfloat16 both
-forms round every activation, and the gradients of a whole network amplify that; a figure beside
-it, XLA's form in bfloat16 against float32, says by how much.
+large: more than 2^31 values; the first, a middle and the last pictures are those of a small batch.
+models: the relative L2 difference between the kernels and XLA's form, with full-precision matrix
+products, of the logits in evaluation and of all gradients of a training step. Rounding moves a
+few activations over the kink of a ReLU or to another maximum of a pool, and each changes its
+gradient by all of it: a share e of the activations changes the norm by sqrt(e). So the gradients
+are held against what XLA's form itself makes of pictures changed in their last bit, and "smooth"
+compares the same networks with SiLU for ReLU and average pools for maximum pools, which have
+no kinks. In bfloat16 every activation is rounded, and XLA's form against its float32 says how much
+that alone changes.
 """
 
 import argparse
+import contextlib
 import functools
 import sys
 import time
+from unittest import mock
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cotnet_jax.layers import aggregation_dispatch
+from cotnet_jax.layers import aggregation_dispatch, pooling
 from cotnet_jax.layers.aggregation import local_aggregation
 from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
 from cotnet_jax.models import create_model, list_models
 
 SHAPE_TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3}
 MODEL_TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
+LARGE_TOLERANCE = 1e-3
 PICTURES = 3
 
 
@@ -65,22 +73,35 @@ def difference(got, expected) -> float:
     return float(np.sqrt(square / total))
 
 
-def outputs(model, name, variables, images, labels, kernels: bool):
-    """Logits in evaluation, or the parameters' gradients in training, with or without kernels."""
-
+def make_program(model, kind, labels, kernels: bool):
+    """The compiled-once function (variables, images) -> logits in evaluation, or the parameters'
+    gradients in training, with or without kernels."""
     model = model.clone(implementation="triton" if kernels else "xla", fused=kernels)
 
-    def loss(params):
-        logits, _ = model.apply(
-            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
-        )
+    def loss(params, variables, images):
+        variables = {**variables, "params": params}
+        logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
         return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits), -1))
 
-    def logits(params):
-        return model.apply({**variables, "params": params}, images)
+    def gradients(variables, images):
+        with smooth() if kind == "smooth" else contextlib.nullcontext():
+            return jax.grad(loss)(variables["params"], variables, images)
 
-    function = jax.jit(logits if name == "logits" else jax.grad(loss))
-    return jax.block_until_ready(function(variables["params"]))
+    return jax.jit(model.apply if kind == "logits" else gradients)
+
+
+@contextlib.contextmanager
+def smooth():
+    """Inside it networks are traced without kinks."""
+
+    def average_pool(x, strides):
+        return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
+
+    with (
+        mock.patch.object(nn, "relu", nn.silu),
+        mock.patch.object(pooling, "max_pool_3x3", average_pool),
+    ):
+        yield
 
 
 def aggregation_shapes(name, size):
@@ -188,34 +209,32 @@ def check_large() -> bool:
     """Runs more than 2^31 values through all operations, at the first shape of cotnet50."""
     shape, ends = (56, 56, 1, 8, 64), 2
     pictures = 2**31 // (56 * 56 * 64) + 8
-    small = make_operands(2 * ends, shape, jnp.bfloat16)
 
-    def repeated(array):
-        """``ends`` pictures, zeros, and ``ends`` other pictures."""
+    def around(array, middle):
+        """``ends`` pictures, so many of zeros, and ``ends`` other pictures."""
         array = jnp.asarray(array)
         if array.ndim < 4:
             return array
-        middle = jnp.zeros((pictures - 2 * ends, *array.shape[1:]), array.dtype)
-        return jnp.concatenate([array[:ends], middle, array[ends:]])
+        zeros = jnp.zeros((middle, *array.shape[1:]), array.dtype)
+        return jnp.concatenate([array[:ends], zeros, array[ends:]])
 
     good = True
     for name, function in operations("triton").items():
         program = jax.jit(function)
-        expected = jax.device_get(program(*select(name, small)))
-        large = [repeated(a) for a in select(name, small)]
-        results = program(*large)
+        operands = select(name, make_operands(2 * ends, shape, jnp.bfloat16))
+        expected = program(*(around(a, 1) for a in operands))
+        results = program(*(around(a, pictures - 2 * ends) for a in operands))
         for number, (array, wanted) in enumerate(zip(results, expected, strict=True)):
             if array.ndim < 4:
-                # Gradients of scale and bias are sums over all pictures.
-                same = np.allclose(np.asarray(array), wanted, rtol=1e-3, atol=1e-2)
+                # A gradient of scale or bias, summed over all pictures.
+                error = difference(array, wanted)
             else:
-                both = jnp.concatenate([array[:ends], array[-ends:]])
-                same = np.array_equal(np.asarray(both), wanted)
-                same &= not bool(jnp.any(array[ends : ends + 1]))
-            good &= same
-            verdict = "same" if same else "DIFFERENT"
-            print(f"{name:10} result {number}: {array.size:,} elements, {verdict}", flush=True)
-        del large, results
+                # The middle's pictures are all alike.
+                equal = jnp.all(array[ends:-ends] == wanted[ends])
+                outer = difference((array[:ends], array[-ends:]), (wanted[:ends], wanted[-ends:]))
+                error = outer if equal else np.inf
+            good &= error <= LARGE_TOLERANCE
+            print(f"{name:10} result {number}: {array.size:,} elements, error {error:.1e}")
     return good
 
 
@@ -223,7 +242,7 @@ def check_models(names, size, batch, dtypes, passes) -> bool:
     """Prints the differences of whole models; whether all are within tolerance."""
     jax.config.update("jax_default_matmul_precision", "highest")
     random = np.random.default_rng(1)
-    images = random.standard_normal((batch, size, size, 3))
+    images = random.standard_normal((batch, size, size, 3), np.float32)
     labels = jax.nn.one_hot(random.integers(0, 1000, batch), 1000)
     good = True
     for name in names:
@@ -232,20 +251,29 @@ def check_models(names, size, batch, dtypes, passes) -> bool:
             for dtype in dtypes:
                 start = time.monotonic()
                 model = create_model(name, dtype=jnp.dtype(dtype))
+                variables = random_variables(model, images)
                 pictures = jnp.asarray(images, dtype)
-                variables = random_variables(model, pictures)
-                kernels, xla = (
-                    outputs(model, kind, variables, pictures, labels, kernels)
-                    for kernels in (True, False)
+                kernels = make_program(model, kind, labels, True)(variables, pictures)
+                program = make_program(model, kind, labels, False)
+                xla = program(variables, pictures)
+                changed = program(variables, jnp.nextafter(pictures, jnp.inf))
+                error, by_last_bit = difference(kernels, xla), difference(changed, xla)
+                line = (
+                    f"{name:17} {kind:9} {dtype:8} kernels against XLA {error:.1e}, "
+                    f"XLA with the last bit changed {by_last_bit:.1e}"
                 )
-                error = difference(kernels, xla)
-                good &= error <= MODEL_TOLERANCE[dtype]
-                line = f"{name:17} {kind:9} {dtype:8} kernels against XLA {error:.1e}"
+                tolerance = MODEL_TOLERANCE[dtype]
+                if kind == "gradients":
+                    tolerance = max(tolerance, 3 * by_last_bit)
                 if dtype == "float32":
                     exact = xla
                 elif exact is not None:
-                    line += f", XLA against float32 {difference(xla, exact):.1e}"
-                print(f"{line}   ({time.monotonic() - start:.0f} s)", flush=True)
+                    by_dtype = difference(xla, exact)
+                    tolerance = max(tolerance, by_dtype)
+                    line += f", XLA against float32 {by_dtype:.1e}"
+                good &= error <= tolerance
+                verdict = "" if error <= tolerance else " ABOVE TOLERANCE"
+                print(f"{line}{verdict}   ({time.monotonic() - start:.0f} s)", flush=True)
     return good
 
 
@@ -257,7 +285,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--size", type=int, default=224, help="of pictures, for models")
     parser.add_argument("--batch", type=int, default=8, help="pictures")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="by comma")
-    parser.add_argument("--passes", default="logits,gradients", help="by comma")
+    parser.add_argument("--passes", default="logits,gradients,smooth", help="by comma")
     options = parser.parse_args(arguments)
     if not aggregation_dispatch.kernel_available():
         needs = f"they need an NVIDIA GPU and {aggregation_dispatch.INSTALL}"
