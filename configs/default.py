@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 42
     # Passes over the training split.
     config.epochs = 350
+    # Steps between evaluations, each with a checkpoint; 0: every config.eval.every_epochs epochs.
+    config.steps_per_eval = 0
     # Pictures a step, summed over all devices and all accumulated parts.
     config.batch_size = 640
     # A step's batch is worked through in this many parts, one after the other.
@@ -36,6 +38,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.dtype = "auto"
     # True: batch statistics over all devices; False: per device, as published.
     model.sync_batch_norm = False
+    # True: training normalises by the running statistics and does not change them, for fine-tuning
+    # (config.init_from); scales and biases are trained.
+    model.freeze_batch_norm = False
 
     config.data = data = ml_collections.ConfigDict()
     # A TFDS dataset's name, "digits", "synthetic", or the path of a prepared folder.
@@ -102,19 +107,25 @@ def get_config() -> ml_collections.ConfigDict:
     schedule.warmup_epochs = 5
     schedule.warmup_start = 1e-4
     schedule.final = 1e-5
+    # Above 0, the three rates are for batches of so many pictures, and are multiplied by
+    # config.batch_size / base_batch_size.
+    schedule.base_batch_size = 0
 
     config.ema = ema = ml_collections.ConfigDict()
     # Moving average of parameters and batch statistics, after every step; 0 is off.
     ema.decay = 0.9999
+    # True: the decay rises to that from 0.1, as (1 + n) / (10 + n) after n steps.
+    ema.warmup = False
 
     config.eval = evaluation = ml_collections.ConfigDict()
     # Pictures a step, summed over all devices.
     evaluation.batch_size = 640
-    # Epochs between evaluations; the last epoch is always evaluated.
+    # Epochs between evaluations; the last epoch is always evaluated. Not read with steps_per_eval.
     evaluation.every_epochs = 1
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    # Steps between checkpoints inside an epoch; 0 saves at the end of epochs alone.
+    # Steps between checkpoints, besides those of every evaluation and, without steps_per_eval, of
+    # every epoch; 0 is none.
     checkpoint.every_steps = 0
     # Checkpoints kept for their EMA top-1, besides the latest.
     checkpoint.keep_best = 10

@@ -38,6 +38,7 @@ _RANGES = {
 _FIELDS = {
     "seed": "from 0 to 4294967295",
     "epochs": _POSITIVE,
+    "steps_per_eval": _NOT_NEGATIVE,
     "accumulate_steps": _POSITIVE,
     "model.drop_rate": _BELOW_ONE,
     "model.drop_path_rate": _BELOW_ONE,
@@ -72,6 +73,7 @@ _FIELDS = {
     "schedule.warmup_epochs": _NOT_NEGATIVE,
     "schedule.warmup_start": _NOT_NEGATIVE,
     "schedule.final": _NOT_NEGATIVE,
+    "schedule.base_batch_size": _NOT_NEGATIVE,
     "ema.decay": _BELOW_ONE,
     "eval.every_epochs": _POSITIVE,
     "checkpoint.every_steps": _NOT_NEGATIVE,
@@ -92,6 +94,9 @@ def find_problems(config: ml_collections.ConfigDict, devices: int) -> list[str]:
         for field, wanted in _FIELDS.items()
         if not _RANGES[wanted](_value(config, field))
     ]
+    if config.model.freeze_batch_norm and not config.init_from:
+        wanted = "False where --config.init_from names no weights: random ones have no statistics"
+        problems.append(_line(config, "model.freeze_batch_norm", wanted))
     return [*problems, *_names(config), *_batch_sizes(config, devices)]
 
 
@@ -115,7 +120,9 @@ def _batch_sizes(config, devices) -> Iterator[str]:
             "accumulate_steps)"
         )
         yield _line(config, "batch_size", wanted)
-    elif config.batch_size == parts and not config.model.sync_batch_norm:
+    elif config.batch_size == parts and not (
+        config.model.sync_batch_norm or config.model.freeze_batch_norm
+    ):
         wanted = (
             f"{2 * parts} or more, so that every device has two pictures for its batch norm "
             "(or --config.model.sync_batch_norm=True)"

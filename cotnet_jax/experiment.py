@@ -41,6 +41,22 @@ class Experiment:
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.config.epochs
 
+    @property
+    def steps_per_eval(self) -> int:
+        """Steps from one evaluation to the next; the last step is evaluated besides."""
+        return self.config.steps_per_eval or self.config.eval.every_epochs * self.steps_per_epoch
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the weights after ``step`` steps are evaluated, and saved with their figures."""
+        return step == self.total_steps or step % self.steps_per_eval == 0
+
+    def saves_after(self, step: int) -> bool:
+        """Whether the state after ``step`` steps is saved, evaluated or not."""
+        # Who evaluates by steps may have epochs of seconds, too short for a checkpoint each.
+        epoch_ends = not self.config.steps_per_eval and step % self.steps_per_epoch == 0
+        interval = self.config.checkpoint.every_steps
+        return self.evaluates_after(step) or epoch_ends or bool(interval and step % interval == 0)
+
     def learning_rate(self, step: int) -> float:
         """Of the step that follows ``step`` finished ones."""
         return float(self.rates[step // self.steps_per_epoch])
@@ -85,6 +101,7 @@ def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
         drop_path_rate=config.model.drop_path_rate,
         output_stride=config.model.output_stride,
         bn_axis_name=parallel.AXIS if config.model.sync_batch_norm else None,
+        freeze_batch_norm=config.model.freeze_batch_norm,
     )
     return Experiment(
         config=config,
@@ -93,7 +110,7 @@ def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
         train_source=train_source,
         eval_source=eval_source,
         steps_per_epoch=pipeline.steps_per_epoch(config, train_source),
-        rates=optim.learning_rates(config.schedule, config.epochs),
+        rates=optim.learning_rates(config.schedule, config.epochs, config.batch_size),
     )
 
 

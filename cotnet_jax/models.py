@@ -131,6 +131,8 @@ class CoTNet(nn.Module):
       output_stride: 8, 16 or 32, input pixels to a pixel of the last stage. Below 32 the last
         stages keep their size, and their split-attention convolutions are dilated instead.
       bn_axis_name: mesh axis over which batch statistics are shared; None keeps them local.
+      freeze_batch_norm: training normalises by the running statistics, as inference does, and
+        leaves them as they are; scales and biases are trained.
       fused, implementation: as in ``CoTLayer``, to turn the fused kernel off and to choose the
         aggregation's form.
     """
@@ -143,6 +145,7 @@ class CoTNet(nn.Module):
     drop_path_rate: float = 0.0
     output_stride: int = 32
     bn_axis_name: str | None = None
+    freeze_batch_norm: bool = False
     fused: bool = True
     implementation: str | None = None
 
@@ -165,12 +168,13 @@ class CoTNet(nn.Module):
         """Classifies normalised images [N, H, W, channels], of any size -> [N, num_classes].
 
         Training takes the random stream "dropout" where a drop rate is not 0, and updates the
-        collection "batch_stats".
+        collection "batch_stats" unless that is frozen.
         """
         if images.ndim != 4 or 0 in images.shape[1:]:
             raise ValueError(f"images must be [N, H, W, channels], none of them 0: {images.shape}")
         bound = functools.partial(functools.partial, dtype=self.dtype, param_dtype=self.param_dtype)
-        conv, norm = bound(Conv), bound(BatchNorm, axis_name=self.bn_axis_name)
+        conv = bound(Conv)
+        norm = bound(BatchNorm, axis_name=self.bn_axis_name, frozen=self.freeze_batch_norm)
         cot = functools.partial(
             CoTLayer,
             conv=conv,

@@ -1,26 +1,41 @@
-"""The recipe's optimizer and learning rate."""
+"""The recipe's optimizer, learning rate and moving averages."""
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 
 
-def learning_rates(schedule: ml_collections.ConfigDict, epochs: int) -> np.ndarray:
+def learning_rates(schedule: ml_collections.ConfigDict, epochs: int, batch_size: int) -> np.ndarray:
     """Learning rate of every epoch, float64 [epochs].
 
     Linear from ``warmup_start`` over ``warmup_epochs``, then a half cosine over all epochs down
     to ``final`` (Loshchilov and Hutter, arXiv 1608.03983, equation 5, without restarts); constant
-    inside an epoch, as the published models were trained.
+    inside an epoch, as the published models were trained. With ``base_batch_size`` all of it is
+    for batches of that size, and is multiplied by batch_size / base_batch_size (Goyal et al.,
+    arXiv 1706.02677, section 2.1).
     """
     epoch = np.arange(epochs, dtype=np.float64)
     slope = (schedule.peak - schedule.warmup_start) / max(schedule.warmup_epochs, 1)
     cosine = 0.5 * (1 + np.cos(np.pi * epoch / epochs))
-    return np.where(
+    rates = np.where(
         epoch < schedule.warmup_epochs,
         schedule.warmup_start + epoch * slope,
         schedule.final + (schedule.peak - schedule.final) * cosine,
     )
+    return rates * (batch_size / schedule.base_batch_size if schedule.base_batch_size else 1)
+
+
+def ema_step_sizes(ema: ml_collections.ConfigDict) -> optax.Schedule:
+    """Steps done -> share of the new values in the moving averages: 1 - decay.
+
+    With ``warmup`` the decay is at most (1 + n) / (10 + n) after n steps, as TensorFlow's
+    ExponentialMovingAverage has it with num_updates: young averages forget the first weights soon.
+    """
+    if not ema.warmup:
+        return optax.constant_schedule(1 - ema.decay)
+    return lambda step: jnp.maximum(1 - ema.decay, 9 / (10 + step))
 
 
 def decays(params) -> dict:
@@ -38,7 +53,7 @@ def make_optimizer(
       rates: learning rate of every epoch.
       steps_per_epoch: optimizer steps in an epoch.
     """
-    table = jax.numpy.asarray(rates)
+    table = jnp.asarray(rates)
 
     def rate(step):
         return table[step // steps_per_epoch]

@@ -17,7 +17,7 @@ from cotnet_jax.checkpoint import Checkpointer
 from cotnet_jax.data.mixing import mix_batch
 from cotnet_jax.experiment import Experiment, set_up
 from cotnet_jax.metrics import MetricWriter
-from cotnet_jax.optim import make_optimizer
+from cotnet_jax.optim import ema_step_sizes, make_optimizer
 from cotnet_jax.progress import Progress
 from cotnet_jax.train_state import TrainState
 from cotnet_jax.train_step import make_train_step
@@ -79,7 +79,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             steps_per_epoch=experiment.steps_per_epoch,
             batch_size=config.batch_size,
             every_steps=config.log_every_steps,
-            steps_per_aside=experiment.steps_per_epoch * config.eval.every_epochs,
+            steps_per_aside=experiment.steps_per_eval,
             start_step=first_step,
         )
         batches = stack.enter_context(contextlib.closing(experiment.train_batches(first_step)))
@@ -95,15 +95,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             if line:
                 check_finite(losses, experiment, checkpointer)
                 writer.write_scalars(step, line)
-            epochs, within_epoch = divmod(step, experiment.steps_per_epoch)
-            finished = step == experiment.total_steps
-            if within_epoch == 0 and (finished or epochs % config.eval.every_epochs == 0):
+            if experiment.evaluates_after(step):
                 with progress.aside():
                     check_finite(losses, experiment, checkpointer)
                     figures = evaluate_all(named_weights(state))
                     writer.write_scalars(step, figures)
                     checkpointer.save(state, figures)
-            elif within_epoch == 0 or _every(config.checkpoint.every_steps, step):
+            elif experiment.saves_after(step):
                 with progress.aside():
                     check_finite(losses, experiment, checkpointer)
                     checkpointer.save(state)
@@ -143,7 +141,7 @@ def make_step(experiment: Experiment, optimizer):
         mesh=experiment.mesh,
         mean=config.data.mean,
         std=config.data.std,
-        ema_decay=config.ema.decay,
+        ema_step_size=ema_step_sizes(config.ema),
         accumulate_steps=config.accumulate_steps,
     )
 
@@ -254,7 +252,3 @@ def check_finite(losses: dict, experiment: Experiment, checkpointer: Checkpointe
                 "--config.optimizer.clip_norm=1."
             )
     losses.clear()
-
-
-def _every(interval: int, step: int) -> bool:
-    return interval > 0 and step % interval == 0

@@ -21,19 +21,21 @@ def make_train_step(
     mesh: Mesh,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    ema_decay: float,
+    ema_step_size: optax.Schedule,
     accumulate_steps: int,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Builds the pure function (state, batch) -> (state, metrics), jitted; it consumes the state.
 
     Args:
-      model: the network; its dtype is that of the normalised pictures.
+      model: the network; its dtype is that of the normalised pictures, and with its
+        freeze_batch_norm the batch statistics stay as they are.
       optimizer: gives the updates of the parameters.
       mix: (key, batch) -> images [B, H, W, C] of values 0..255 and soft targets [B, classes], of
         one device's part of the batch.
       mesh: the devices, over axis "data".
       mean, std: normalisation of the pictures, on the 0..1 scale.
-      ema_decay: of the moving averages; unused where the state has none.
+      ema_step_size: steps done -> share of the new values in the moving averages; unused where
+        the state has none.
       accumulate_steps: parts, one after the other, that a device's share of a batch is cut into.
 
     Returns:
@@ -86,11 +88,18 @@ def make_train_step(
         gradients, loss, batch_stats = total
         gradients, loss = jax.tree.map(lambda a: a / accumulate_steps, (gradients, loss))
         gradients, loss, batch_stats = jax.lax.pmean((gradients, loss, batch_stats), AXIS)
+        if model.freeze_batch_norm:
+            # A mean over devices may round.
+            batch_stats = state.batch_stats
 
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema and optax.incremental_update(
-            {"params": params, "batch_stats": batch_stats}, state.ema, 1 - ema_decay
+        share = ema_step_size(state.step)
+        # In this form what does not change, as frozen statistics, is its own average exactly.
+        ema = state.ema and jax.tree.map(
+            lambda average, new: average + share * (new - average),
+            state.ema,
+            {"params": params, "batch_stats": batch_stats},
         )
         state = state.replace(
             step=state.step + 1,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 import cotnet_jax
 from cotnet_jax import parallel
@@ -85,7 +86,7 @@ def _train(model, figures):
         mesh=mesh,
         mean=(0.0,) * 3,
         std=(1 / 255,) * 3,
-        ema_decay=0.9,
+        ema_step_size=optax.constant_schedule(1 - 0.9),
         accumulate_steps=1,
     )
     weights = _variables(model, seed, jnp.float64)

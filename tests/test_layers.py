@@ -1,12 +1,14 @@
 """Layers against their definitions."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cotnet_jax.layers import BatchNorm, Conv, DropPath, TapGroupNorm, pooling
+from cotnet_jax.layers import BatchNorm, Conv, CoTLayer, DropPath, TapGroupNorm, pooling
 
 RANDOM = np.random.default_rng(0)
 
@@ -87,6 +89,47 @@ def test_folded_batch_norm_is_the_same_normalisation():
     with pytest.raises(ValueError, match="running statistics only"):
         norm = BatchNorm(use_running_average=False)
         norm.apply(variables, x, fold=True, mutable=["batch_stats"])
+
+
+def test_frozen_batch_norm_trains_as_it_infers():
+    x = jnp.asarray(RANDOM.standard_normal((2, 3, 3, 5)), jnp.float32)
+    variables = BatchNorm().init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda a: a + RANDOM.random(a.shape, np.float32), variables)
+    frozen = BatchNorm(use_running_average=False, frozen=True)
+    y, updates = frozen.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, BatchNorm().apply(variables, x))
+    jax.tree.map(
+        np.testing.assert_array_equal, updates["batch_stats"], dict(variables["batch_stats"])
+    )
+    # The input's gradient is the multiplier: none goes through the statistics.
+    multiplier, _ = frozen.apply(variables, x, fold=True)
+    gradient = jax.grad(lambda x: frozen.apply(variables, x).sum())(x)
+    np.testing.assert_allclose(gradient, np.broadcast_to(multiplier, x.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_layer_with_frozen_batch_norms_trains_as_it_infers(fused):
+    x = jnp.asarray(RANDOM.standard_normal((2, 4, 4, 16)), jnp.float32)
+    layer = CoTLayer(norm=functools.partial(BatchNorm, frozen=True), fused=fused)
+    variables = layer.init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda a: a + RANDOM.random(a.shape, np.float32) / 2, variables)
+
+    def loss(params, train):
+        y, updates = layer.apply(
+            {**variables, "params": params}, x, train=train, mutable=["batch_stats"]
+        )
+        return jnp.sum(y**2), updates["batch_stats"]
+
+    both = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    (trained, statistics), gradients = both(variables["params"], True)
+    (inferred, _), expected = both(variables["params"], False)
+    np.testing.assert_allclose(trained, inferred, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, statistics, variables["batch_stats"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max()),
+        gradients,
+        expected,
+    )
 
 
 def test_tap_group_norm_is_a_group_norm_over_taps_and_pixels():

@@ -9,6 +9,7 @@ from flax import nnx
 
 import cotnet_jax
 from cotnet_jax import variants
+from cotnet_jax.layers import BatchNorm
 
 # spec of the published models and of the two larger ones
 PARAMETERS = {
@@ -199,6 +200,16 @@ def test_dropping_changes_training_only(tiny):
 
     assert not np.array_equal(logits(0), logits(1))
     np.testing.assert_array_equal(logits(0), logits(0))
+
+
+@pytest.mark.parametrize("name", ["cotnet50", "se_cotnetd_50"])
+def test_every_batch_norm_of_a_model_is_frozen(name, monkeypatch):
+    monkeypatch.delattr(BatchNorm, "_batch_statistics")
+    options = {"train": True, "mutable": ["batch_stats"]}
+    model = cotnet_jax.create_model(name, freeze_batch_norm=True)
+    output_shape(model, (2, 64, 64, 3), **options)
+    with pytest.raises(AttributeError):
+        output_shape(model.clone(freeze_batch_norm=False), (2, 64, 64, 3), **options)
 
 
 def test_the_model_gives_the_same_logits_through_nnx(tiny):

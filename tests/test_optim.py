@@ -20,7 +20,26 @@ def test_learning_rates_of_every_epoch(goldens):
     for model, rates in expected.items():
         schedule = default.get_config().schedule
         schedule.peak = PEAKS[model]
-        np.testing.assert_allclose(optim.learning_rates(schedule, 350), rates, rtol=1e-13)
+        ours = optim.learning_rates(schedule, 350, batch_size=640)
+        np.testing.assert_allclose(ours, rates, rtol=1e-13)
+
+
+def test_learning_rates_scale_with_the_batch_on_request():
+    schedule = default.get_config().schedule
+    rates = optim.learning_rates(schedule, 20, batch_size=640)
+    np.testing.assert_array_equal(optim.learning_rates(schedule, 20, batch_size=160), rates)
+    schedule.base_batch_size = 640
+    quarter = optim.learning_rates(schedule, 20, batch_size=160)
+    np.testing.assert_allclose(quarter, rates / 4, rtol=1e-15)
+
+
+def test_averages_start_slowly_or_warm_up():
+    ema = default.get_config().ema
+    plain = optim.ema_step_sizes(ema)
+    assert plain(0) == plain(10**6) == 1 - ema.decay
+    ema.warmup = True
+    sizes = [float(optim.ema_step_sizes(ema)(step)) for step in (0, 9, 80, 10**6)]
+    assert sizes == pytest.approx([0.9, 9 / 19, 0.1, 1e-4])
 
 
 def settings(**changes):

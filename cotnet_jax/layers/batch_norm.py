@@ -17,6 +17,8 @@ class BatchNorm(nn.Module):
 
     Attributes:
       use_running_average: normalise by the running statistics, and leave them as they are.
+      frozen: do so whatever ``use_running_average`` says, in training too; scale and bias remain
+        parameters, with their gradients.
       momentum: share of the running statistics that an update keeps.
       epsilon: added to the variance.
       axis_name: mesh axis over which the batch's statistics are shared; None keeps them local.
@@ -26,6 +28,7 @@ class BatchNorm(nn.Module):
     """
 
     use_running_average: bool = True
+    frozen: bool = False
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
@@ -37,7 +40,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, fold: bool = False) -> jax.Array | tuple[jax.Array, jax.Array]:
         """[..., C] -> [..., C]; raises ValueError for a training batch of one value a channel.
 
-        With ``fold``, which needs ``use_running_average``, the result is the pair (multiplier,
+        With ``fold``, which needs running statistics, the result is the pair (multiplier,
         shift), both [C], of the normalisation x * multiplier + shift; x gives its shape alone.
         """
         shape = x.shape[-1:]
@@ -45,17 +48,18 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
-        if self.use_running_average:
+        running = self.use_running_average or self.frozen
+        if running:
             mean, var = running_mean.value, running_var.value
         else:
             mean, var, count = self._batch_statistics(x)
             if not self.is_initializing():
                 unbiased = var * (count / (count - 1))
-                for running, batch in ((running_mean, mean), (running_var, unbiased)):
-                    running.value = self.momentum * running.value + (1 - self.momentum) * batch
+                for kept, batch in ((running_mean, mean), (running_var, unbiased)):
+                    kept.value = self.momentum * kept.value + (1 - self.momentum) * batch
         multiplier = scale * lax.rsqrt(var + self.epsilon)
         if fold:
-            if not self.use_running_average:
+            if not running:
                 raise ValueError("BatchNorm folds running statistics only, not those of a batch")
             return multiplier, bias - mean * multiplier
         y = (x.astype(multiplier.dtype) - mean) * multiplier + bias

@@ -1,0 +1,127 @@
+"""Options of training, on a network that compiles in a second."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from configs import default
+from cotnet_jax import optim, parallel
+from cotnet_jax.experiment import Experiment
+from cotnet_jax.layers import BatchNorm
+from cotnet_jax.train_state import TrainState
+from cotnet_jax.train_step import make_train_step
+
+
+class Small(nn.Module):
+    """One convolution with its batch norm, pooled and classified; attributes as of CoTNet."""
+
+    num_classes: int = 10
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    freeze_batch_norm: bool = False
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Conv(128, (3, 3), strides=4, name="conv")(images)
+        norm = BatchNorm(use_running_average=not train, frozen=self.freeze_batch_norm, name="bn")
+        return nn.Dense(self.num_classes, name="head")(nn.relu(norm(x)).mean((1, 2)))
+
+
+def steps(model, count, *, accumulate_steps=1, ema_step_size=lambda step: 0.5):
+    """The states before and after each of so many steps on one device, and the last metrics."""
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (count, 8, 8, 8, 3), np.uint8)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    optimizer = optax.sgd(0.1)
+    variables["batch_stats"] = jax.tree.map(
+        lambda a: a + random.random(a.shape, np.float32), variables["batch_stats"]
+    )
+    before = TrainState(
+        step=jnp.int32(0),
+        **variables,
+        ema=variables,
+        opt_state=optimizer.init(variables["params"]),
+        key=jax.random.key_data(jax.random.key(1)),
+    )
+    history = [jax.device_get(before)]
+    step = make_train_step(
+        model,
+        optimizer,
+        lambda key, batch: (batch["image"], jax.nn.one_hot(batch["label"], 10)),
+        mesh=mesh,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        ema_step_size=ema_step_size,
+        accumulate_steps=accumulate_steps,
+    )
+    state = parallel.replicate(mesh, history[0])
+    for batch in images:
+        state, metrics = step(state, {"image": batch, "label": np.arange(8, dtype=np.int32)})
+        history.append(jax.device_get(state))
+    return history, jax.device_get(metrics)
+
+
+def differs(a, b):
+    return jax.tree.map(lambda a, b: bool((a != b).any()), a, b)
+
+
+def test_frozen_statistics_stay_bitwise_in_state_and_averages():
+    warming = optim.ema_step_sizes(ml_collections.ConfigDict({"decay": 0.95, "warmup": True}))
+    history, _ = steps(Small(freeze_batch_norm=True), 50, ema_step_size=warming)
+    first, last = history[0], history[-1]
+    assert not any(jax.tree.leaves(differs(first.batch_stats, last.batch_stats)))
+    assert not any(jax.tree.leaves(differs(first.ema["batch_stats"], last.ema["batch_stats"])))
+    # Everything else is trained, scales and biases too.
+    assert all(jax.tree.leaves(differs(first.params, last.params)))
+
+
+def test_frozen_parts_are_the_whole_batch():
+    """With frozen statistics accumulation is exact: no picture sees its neighbours."""
+    model = Small(freeze_batch_norm=True)
+    whole, whole_metrics = steps(model, 2)
+    parts, parts_metrics = steps(model, 2, accumulate_steps=4)
+    np.testing.assert_allclose(parts_metrics["loss"], whole_metrics["loss"], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        parts[-1].params,
+        whole[-1].params,
+    )
+
+
+def test_averages_follow_their_schedule():
+    history, _ = steps(Small(), 3, ema_step_size=lambda step: 1 / (2 + step))
+    expected = history[0].ema
+    for number, state in enumerate(history[1:]):
+        share = 1 / (2 + number)
+        new = {"params": state.params, "batch_stats": state.batch_stats}
+        expected = jax.tree.map(lambda a, n, s=share: (1 - s) * a + s * n, expected, new)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+            state.ema,
+            expected,
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "evaluated", "saved"),
+    [
+        ({}, [4, 8, 12], [4, 8, 12]),
+        ({"eval.every_epochs": 2}, [8, 12], [4, 8, 12]),
+        ({"checkpoint.every_steps": 6}, [4, 8, 12], [4, 6, 8, 12]),
+        ({"steps_per_eval": 5}, [5, 10, 12], [5, 10, 12]),
+        ({"steps_per_eval": 5, "checkpoint.every_steps": 3}, [5, 10, 12], [3, 5, 6, 9, 10, 12]),
+    ],
+)
+def test_when_to_evaluate_and_save(fields, evaluated, saved):
+    config = default.get_config()
+    config.update_from_flattened_dict({"epochs": 3} | fields)
+    nothing = dict.fromkeys(f.name for f in dataclasses.fields(Experiment))
+    run = Experiment(**nothing | {"config": config, "steps_per_epoch": 4})
+    assert [step for step in range(1, 13) if run.evaluates_after(step)] == evaluated
+    assert [step for step in range(1, 13) if run.saves_after(step)] == saved
