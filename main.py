@@ -3,7 +3,8 @@
     python main.py --config=configs/cotnet50.py --workdir=DIR [--mode=train|evaluate]
         [--config.FIELD=VALUE ...]
 
-The same command again goes on where the run in DIR stopped.
+The same command again goes on where the run in DIR stopped. --mode=evaluate takes the run's best
+checkpoint, or without --workdir what --config.init_from=PATH names.
 """
 
 import json
@@ -13,7 +14,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cotnet_jax.checkpoint import CheckpointError
-from cotnet_jax.train import DivergedError, evaluate_only, train
+from cotnet_jax.evaluate import evaluate_only
+from cotnet_jax.train import DivergedError, train
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration, a file of configs/.", lock_config=True
@@ -41,6 +43,10 @@ def parse(argv):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    if not WORKDIR.value and not (MODE.value == "evaluate" and CONFIG.value.init_from):
+        raise app.UsageError(
+            "--workdir=DIR is missing; only --mode=evaluate with --config.init_from=PATH needs none"
+        )
     logging.set_verbosity(logging.INFO)
     run = {"train": train, "evaluate": evaluate_only}[MODE.value]
     try:
@@ -60,14 +66,16 @@ def summary(figures):
         for kind, name in names.items()
         if f"{kind}_top1" in figures
     )
+    given = "given_top1" in figures
+    path = CONFIG.value.init_from if given else WORKDIR.value
+    curves = "" if given else f"\n  look at the curves:  tensorboard --logdir={path}/tensorboard"
     return f"""
 Held-out top-1 of {figures["count"]} pictures: {reached}.
 Next:
-  classify a picture:  python -m cotnet_jax.predict --weights={WORKDIR.value} PICTURE
-  look at the curves:  tensorboard --logdir={WORKDIR.value}/tensorboard
-  go on in Python:     model, variables = cotnet_jax.load({WORKDIR.value!r})"""
+  classify a picture:  python -m cotnet_jax.predict --weights={path} PICTURE{curves}
+  go on in Python:     model, variables = cotnet_jax.load({path!r})"""
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse)

@@ -22,8 +22,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 640
     # A step's batch is worked through in this many parts, one after the other.
     config.accumulate_steps = 1
-    # Weights to start from: a converted folder, a workdir or a PyTorch file; "" is from scratch.
+    # Weights to start from: a converted folder, a workdir (its best checkpoint) or one step of it
+    # (WORKDIR/checkpoints/STEP), or a PyTorch file; "" is from scratch.
     config.init_from = ""
+    # Which of them: "ema" (moving averages), "raw", or "" = the averages where there are any.
+    config.init_weights = ""
 
     config.model = model = ml_collections.ConfigDict()
     # One of cotnet_jax.list_models().

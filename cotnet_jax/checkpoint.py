@@ -28,6 +28,8 @@ from orbax.checkpoint.checkpoint_managers import (
 from cotnet_jax import manifest
 from cotnet_jax.train_state import TrainState
 
+# A run's folder of checkpoints, in its workdir.
+CHECKPOINTS = "checkpoints"
 _ITEMS = ("weights", "ema", "optimizer")
 # The newest step may turn out to be damaged: the one before it must still be there.
 _KEEP_LATEST = 2
@@ -35,6 +37,29 @@ _KEEP_LATEST = 2
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which, why, and what to do."""
+
+
+def weight_kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The kinds of weights that a run has; checkpoints are ranked by the top-1 of the last one."""
+    return ("raw", "ema") if config["ema"]["decay"] else ("raw",)
+
+
+def open_checkpoints(
+    workdir: epath.PathLike, config: Mapping[str, Any], *, read_only: bool = False
+) -> "Checkpointer":
+    """The checkpoints of the run in ``workdir``, whose configuration is ``config``."""
+    return Checkpointer(
+        epath.Path(workdir) / CHECKPOINTS,
+        keep_best=0 if read_only else config["checkpoint"]["keep_best"],
+        best_metric=f"{weight_kinds(config)[-1]}_top1",
+        read_only=read_only,
+    )
+
+
+def has_steps(directory: epath.PathLike) -> bool:
+    """Whether a folder of checkpoints is there and holds any, damaged or not."""
+    directory = epath.Path(directory)
+    return directory.is_dir() and bool(ocp.utils.checkpoint_steps(directory))
 
 
 class Checkpointer:

@@ -33,6 +33,7 @@ _RANGES = {
     "8, 16 or 32": lambda value: value in (8, 16, 32),
     '"auto", "float32" or "bfloat16"': lambda value: value in ("auto", "float32", "bfloat16"),
     '"bicubic" or "bilinear"': lambda value: value in ("bicubic", "bilinear"),
+    '"ema", "raw" or ""': lambda value: value in ("ema", "raw", ""),
     '"pixel" or "const"': lambda value: value in ("pixel", "const"),
 }
 _FIELDS = {
@@ -40,6 +41,7 @@ _FIELDS = {
     "epochs": _POSITIVE,
     "steps_per_eval": _NOT_NEGATIVE,
     "accumulate_steps": _POSITIVE,
+    "init_weights": '"ema", "raw" or ""',
     "model.drop_rate": _BELOW_ONE,
     "model.drop_path_rate": _BELOW_ONE,
     "model.output_stride": "8, 16 or 32",
@@ -82,22 +84,28 @@ _FIELDS = {
 }
 
 
-def find_problems(config: ml_collections.ConfigDict, devices: int) -> list[str]:
+def find_problems(
+    config: ml_collections.ConfigDict, devices: int, *, training: bool = True
+) -> list[str]:
     """A line for every field that is out of its range, with what to type instead.
 
     Args:
       config: as in configs/default.py.
       devices: number of devices that a batch is split over.
+      training: False leaves out whether a training step can be made of the fields together.
     """
     problems = [
         _line(config, field, wanted)
         for field, wanted in _FIELDS.items()
         if not _RANGES[wanted](_value(config, field))
     ]
-    if config.model.freeze_batch_norm and not config.init_from:
-        wanted = "False where --config.init_from names no weights: random ones have no statistics"
-        problems.append(_line(config, "model.freeze_batch_norm", wanted))
-    return [*problems, *_names(config), *_batch_sizes(config, devices)]
+    problems += _names(config)
+    if training:
+        problems += _training(config, devices)
+    if config.eval.batch_size < 1 or config.eval.batch_size % devices:
+        wanted = f"a positive multiple of the {devices} devices"
+        problems.append(_line(config, "eval.batch_size", wanted))
+    return problems
 
 
 def _names(config) -> Iterator[str]:
@@ -112,7 +120,10 @@ def _names(config) -> Iterator[str]:
         yield f"--{error}"
 
 
-def _batch_sizes(config, devices) -> Iterator[str]:
+def _training(config, devices) -> Iterator[str]:
+    if config.model.freeze_batch_norm and not config.init_from:
+        wanted = "False where --config.init_from names no weights: random ones have no statistics"
+        yield _line(config, "model.freeze_batch_norm", wanted)
     parts = devices * max(config.accumulate_steps, 1)
     if config.batch_size < 1 or config.batch_size % parts:
         wanted = (
@@ -128,8 +139,6 @@ def _batch_sizes(config, devices) -> Iterator[str]:
             "(or --config.model.sync_batch_norm=True)"
         )
         yield _line(config, "batch_size", wanted)
-    if config.eval.batch_size < 1 or config.eval.batch_size % devices:
-        yield _line(config, "eval.batch_size", f"a positive multiple of the {devices} devices")
 
 
 def _line(config, field: str, wanted: str) -> str:

@@ -2,19 +2,83 @@
 
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 from absl import logging
 from jax.sharding import Mesh
 
+from cotnet_jax import parallel, start, weights
+from cotnet_jax.checkpoint import open_checkpoints, weight_kinds
 from cotnet_jax.data.mixing import normalize
+from cotnet_jax.experiment import Evaluation, set_up_evaluation
 from cotnet_jax.metrics import evaluation_counts
 from cotnet_jax.parallel import AXIS, REPLICATED, SPLIT, on_devices
 from cotnet_jax.progress import format_duration
 
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def evaluate_only(
+    config: ml_collections.ConfigDict, workdir: str | Path | None
+) -> dict[str, float]:
+    """Evaluates config.init_from, or else the best checkpoint of the run in workdir.
+
+    Returns:
+      Figures as of ``evaluate``: of "raw" and "ema" weights for a run, of "given" ones otherwise.
+
+    Raises:
+      ValueError, FileNotFoundError: there are no such weights, or they are of another model.
+      CheckpointError: the run has no checkpoint that can be read.
+    """
+    experiment = set_up_evaluation(config)
+    if config.init_from:
+        kind = config.init_weights or None
+        read = weights.read_weights(config.init_from, kind, config.model.name)
+        for note in read.notes:
+            logging.info("%s", note)
+        named = {"given": read.variables}
+    else:
+        start.check_workdir(workdir, config)
+        with open_checkpoints(workdir, config, read_only=True) as checkpointer:
+            step = "latest" if checkpointer.best_step() is None else "best"
+            kinds = weight_kinds(config)
+            named = {kind: checkpointer.restore_weights(step, kind) for kind in kinds}
+    for variables in named.values():
+        _check_classes(variables, experiment)
+    return make_evaluate(experiment)(named)
+
+
+def make_evaluate(experiment: Evaluation) -> Callable[[dict[str, dict]], dict[str, float]]:
+    """Builds the function {name: variables} -> figures of one pass, which it also logs."""
+    config, mesh = experiment.config, experiment.mesh
+    eval_step = make_eval_step(
+        experiment.model, mesh=mesh, mean=config.data.mean, std=config.data.std
+    )
+
+    def evaluate_all(variables):
+        figures = evaluate(
+            eval_step,
+            parallel.replicate(mesh, variables),
+            experiment.eval_batches(),
+            mesh=mesh,
+            total=len(experiment.eval_source),
+        )
+        for name in variables:
+            logging.info(
+                "%s weights | top-1 %.2f %% | top-5 %.2f %% | loss %.4f | %d pictures",
+                name,
+                figures[f"{name}_top1"],
+                figures[f"{name}_top5"],
+                figures[f"{name}_loss"],
+                figures["count"],
+            )
+        return figures
+
+    return evaluate_all
 
 
 def make_eval_step(
@@ -94,3 +158,15 @@ def evaluate(
         figures[f"{name}_top5"] = 100 * float(each["top5"]) / count
         figures[f"{name}_loss"] = float(each["loss"]) / count
     return figures | {"count": total}
+
+
+def _check_classes(variables: dict, experiment: Evaluation) -> None:
+    head = variables["params"].get("head")
+    classes = head["kernel"].shape[-1] if head else 0
+    if classes != experiment.model.num_classes:
+        data = experiment.config.data
+        raise ValueError(
+            f"the weights tell {classes} classes apart, but {data.name!r} has "
+            f"{experiment.model.num_classes}; evaluate them on the data that they were trained "
+            "for, or fine-tune them (--mode=train starts with a new classifier)"
+        )

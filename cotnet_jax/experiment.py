@@ -17,23 +17,42 @@ from cotnet_jax.models import create_model
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A checked configuration and what follows from it.
+class Evaluation:
+    """What evaluating needs.
 
     Attributes:
       config: all fields as given.
       mesh: all devices of all processes.
       model: the network, with the dataset's number of classes.
-      train_source, eval_source: the two splits.
-      steps_per_epoch: full batches of the training split.
-      rates: float64 [epochs], the learning rate of every epoch.
+      eval_source: the evaluation split.
     """
 
     config: ml_collections.ConfigDict
     mesh: Mesh
     model: nn.Module
-    train_source: Source
     eval_source: Source
+
+    def eval_batches(self) -> Iterator[dict]:
+        """This process's rows of one pass over the evaluation split."""
+        return pipeline.eval_batches(
+            self.config,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            source=self.eval_source,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Evaluation):
+    """What training needs besides.
+
+    Attributes:
+      train_source: the training split.
+      steps_per_epoch: full batches of it.
+      rates: float64 [epochs], the learning rate of every epoch.
+    """
+
+    train_source: Source
     steps_per_epoch: int
     rates: np.ndarray
 
@@ -61,15 +80,6 @@ class Experiment:
         """Of the step that follows ``step`` finished ones."""
         return float(self.rates[step // self.steps_per_epoch])
 
-    def eval_batches(self) -> Iterator[dict]:
-        """This process's rows of one pass over the evaluation split."""
-        return pipeline.eval_batches(
-            self.config,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            source=self.eval_source,
-        )
-
     def train_batches(self, start_step: int) -> Iterator[dict]:
         """This process's rows of the training batches from a step on, without end."""
         return pipeline.train_batches(
@@ -88,29 +98,43 @@ def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
       ValueError: lists every field that is out of its range; or the dataset cannot be opened.
     """
     mesh = parallel.make_mesh(devices)
-    problems = config_check.find_problems(config, mesh.size)
+    _check(config, mesh.size)
+    train_source = open_source(config.data, config.data.train_split)
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        model=_model(config, train_source.num_classes),
+        eval_source=open_source(config.data, config.data.eval_split),
+        train_source=train_source,
+        steps_per_epoch=pipeline.steps_per_epoch(config, train_source),
+        rates=optim.learning_rates(config.schedule, config.epochs, config.batch_size),
+    )
+
+
+def set_up_evaluation(config: ml_collections.ConfigDict, devices=None) -> Evaluation:
+    """As ``set_up``, for evaluating alone: the training split need not be there."""
+    mesh = parallel.make_mesh(devices)
+    _check(config, mesh.size, training=False)
+    eval_source = open_source(config.data, config.data.eval_split)
+    return Evaluation(config, mesh, _model(config, eval_source.num_classes), eval_source)
+
+
+def _check(config, devices, training=True):
+    problems = config_check.find_problems(config, devices, training=training)
     if problems:
         raise ValueError("the configuration has problems:\n  " + "\n  ".join(problems))
-    train_source = open_source(config.data, config.data.train_split)
-    eval_source = open_source(config.data, config.data.eval_split)
-    model = create_model(
+
+
+def _model(config, num_classes):
+    return create_model(
         config.model.name,
-        num_classes=train_source.num_classes,
+        num_classes=num_classes,
         dtype=_dtype(config.model.dtype),
         drop_rate=config.model.drop_rate,
         drop_path_rate=config.model.drop_path_rate,
         output_stride=config.model.output_stride,
         bn_axis_name=parallel.AXIS if config.model.sync_batch_norm else None,
         freeze_batch_norm=config.model.freeze_batch_norm,
-    )
-    return Experiment(
-        config=config,
-        mesh=mesh,
-        model=model,
-        train_source=train_source,
-        eval_source=eval_source,
-        steps_per_epoch=pipeline.steps_per_epoch(config, train_source),
-        rates=optim.learning_rates(config.schedule, config.epochs, config.batch_size),
     )
 
 

@@ -32,6 +32,12 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(copy, tree)
 
 
+def replicated_shapes(mesh: Mesh, tree: Any) -> Any:
+    """What ``replicate`` would give for arrays of these shapes, as ``jax.ShapeDtypeStruct``s."""
+    sharding = NamedSharding(mesh, REPLICATED)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+
+
 def split_batch(mesh: Mesh, batch: Any) -> Any:
     """Joins each process's rows to a global batch, split over the devices by rows."""
     sharding = NamedSharding(mesh, SPLIT)

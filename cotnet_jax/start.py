@@ -14,6 +14,7 @@ import ml_collections
 from absl import logging
 from clu import parameter_overview
 
+CONFIG = "config.json"
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -27,6 +28,36 @@ _PACKAGES = (
     "pillow",
     "simplejpeg",
 )
+
+
+class WorkdirError(ValueError):
+    """The workdir holds a run that this configuration cannot continue."""
+
+
+def check_workdir(workdir: str | Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses a workdir that holds a run of another model or of other data.
+
+    Raises:
+      WorkdirError: lists the fields that differ.
+    """
+    file = Path(workdir) / CONFIG
+    if not file.exists():
+        return
+    earlier = json.loads(file.read_text())
+    now = json.loads(config.to_json())
+    # These decide the shapes of the weights and what they are trained on.
+    fixed = {"model": ("name",), "data": ("name", "train_split")}
+    differences = [
+        f"--config.{section}.{key}: {earlier[section][key]!r} there, {now[section][key]!r} here"
+        for section, keys in fixed.items()
+        for key in keys
+        if earlier.get(section, {}).get(key) != now[section][key]
+    ]
+    if differences:
+        raise WorkdirError(
+            f"{workdir} holds another run:\n  " + "\n  ".join(differences) + "\n"
+            "Choose another --workdir, or that run's config to continue it."
+        )
 
 
 def log_start(
@@ -62,7 +93,7 @@ def log_start(
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         files = {
-            "config.json": config_text,
+            CONFIG: config_text,
             "parameters.txt": overview,
             "classes.txt": "\n".join(class_names),
         }

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import json
 from pathlib import Path
 
 import jax
@@ -13,7 +12,13 @@ import numpy as np
 from absl import logging
 
 from cotnet_jax import evaluate, parallel, start, weights
-from cotnet_jax.checkpoint import Checkpointer
+from cotnet_jax.checkpoint import (
+    CHECKPOINTS,
+    Checkpointer,
+    has_steps,
+    open_checkpoints,
+    weight_kinds,
+)
 from cotnet_jax.data.mixing import mix_batch
 from cotnet_jax.experiment import Experiment, set_up
 from cotnet_jax.metrics import MetricWriter
@@ -25,10 +30,6 @@ from cotnet_jax.train_step import make_train_step
 
 class DivergedError(RuntimeError):
     """A loss was not finite."""
-
-
-class WorkdirError(ValueError):
-    """The workdir holds a run that this configuration cannot continue."""
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
@@ -50,9 +51,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
     """
     workdir = Path(workdir)
     experiment = set_up(config)
-    check_workdir(workdir, config)
+    start.check_workdir(workdir, config)
     optimizer = make_optimizer(config.optimizer, experiment.rates, experiment.steps_per_epoch)
-    state = initial_state(experiment, optimizer)
+    # A run that goes on takes its weights from its checkpoints; their shapes are enough till then.
+    begin = state_shapes if has_steps(workdir / CHECKPOINTS) else initial_state
+    state = begin(experiment, optimizer)
     start.log_start(
         workdir,
         config=config,
@@ -61,9 +64,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         class_names=experiment.train_source.class_names,
     )
     train_step = make_step(experiment, optimizer)
-    evaluate_all = make_evaluate(experiment)
+    evaluate_all = evaluate.make_evaluate(experiment)
     with contextlib.ExitStack() as stack:
-        checkpointer = stack.enter_context(open_checkpoints(config, workdir))
+        checkpointer = stack.enter_context(open_checkpoints(workdir, config))
         restored = checkpointer.restore_latest(state)
         state = state if restored is None else restored
         first_step = int(state.step)
@@ -111,23 +114,43 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
 def initial_state(experiment: Experiment, optimizer) -> TrainState:
     """The state before the first step, replicated over the devices."""
     config = experiment.config
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    images = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
     if config.init_from:
         _, variables = weights.load(
-            config.init_from, num_classes=experiment.model.num_classes, model=config.model.name
+            config.init_from,
+            num_classes=experiment.model.num_classes,
+            weights=config.init_weights or None,
+            model=config.model.name,
         )
     else:
-        variables = jax.jit(experiment.model.init)(init_key, images)
-    state = TrainState(
+        variables = jax.jit(experiment.model.init)(*init_arguments(experiment))
+    return parallel.replicate(experiment.mesh, first_state(config, optimizer, variables))
+
+
+def state_shapes(experiment: Experiment, optimizer) -> TrainState:
+    """The state's shapes, dtypes and shardings, as ``jax.ShapeDtypeStruct``s; computes nothing."""
+    variables = jax.eval_shape(experiment.model.init, *init_arguments(experiment))
+    around = functools.partial(first_state, experiment.config, optimizer)
+    return parallel.replicated_shapes(experiment.mesh, jax.eval_shape(around, variables))
+
+
+def init_arguments(experiment: Experiment) -> tuple[jax.Array, jax.Array]:
+    """Key and pictures for ``model.init``."""
+    key, _ = jax.random.split(jax.random.key(experiment.config.seed))
+    side = experiment.config.data.image_size
+    return key, jnp.zeros((1, side, side, 3))
+
+
+def first_state(config: ml_collections.ConfigDict, optimizer, variables: dict) -> TrainState:
+    """The state around the weights that a run starts with."""
+    _, run_key = jax.random.split(jax.random.key(config.seed))
+    return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        ema=jax.tree.map(jnp.copy, variables) if config.ema.decay else None,
+        ema=jax.tree.map(jnp.copy, variables) if "ema" in weight_kinds(config) else None,
         opt_state=optimizer.init(variables["params"]),
         key=jax.random.key_data(run_key),
     )
-    return parallel.replicate(experiment.mesh, state)
 
 
 def make_step(experiment: Experiment, optimizer):
@@ -146,97 +169,10 @@ def make_step(experiment: Experiment, optimizer):
     )
 
 
-def make_evaluate(experiment: Experiment):
-    """Builds the function {name: variables} -> figures of one pass, which it also logs."""
-    config, mesh = experiment.config, experiment.mesh
-    eval_step = evaluate.make_eval_step(
-        experiment.model, mesh=mesh, mean=config.data.mean, std=config.data.std
-    )
-
-    def evaluate_all(variables):
-        figures = evaluate.evaluate(
-            eval_step,
-            parallel.replicate(mesh, variables),
-            experiment.eval_batches(),
-            mesh=mesh,
-            total=len(experiment.eval_source),
-        )
-        for name in variables:
-            logging.info(
-                "%s weights | top-1 %.2f %% | top-5 %.2f %% | loss %.4f | %d pictures",
-                name,
-                figures[f"{name}_top1"],
-                figures[f"{name}_top5"],
-                figures[f"{name}_loss"],
-                figures["count"],
-            )
-        return figures
-
-    return evaluate_all
-
-
 def named_weights(state: TrainState) -> dict[str, dict]:
     """Raw weights and, where there are any, moving averages."""
     raw = {"params": state.params, "batch_stats": state.batch_stats}
     return {"raw": raw} if state.ema is None else {"raw": raw, "ema": state.ema}
-
-
-def evaluate_only(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
-    """Evaluates config.init_from, or else the best checkpoint of the run in workdir.
-
-    Returns:
-      Figures as of ``train``: of "raw" and "ema" weights for a run, of "given" ones otherwise.
-
-    Raises:
-      ValueError, FileNotFoundError: there are no such weights, or they are of another model.
-    """
-    experiment = set_up(config)
-    if config.init_from:
-        _, variables = weights.load(config.init_from, model=config.model.name)
-        named = {"given": variables}
-    else:
-        check_workdir(Path(workdir), config)
-        with open_checkpoints(config, Path(workdir), read_only=True) as checkpointer:
-            step = "latest" if checkpointer.best_step() is None else "best"
-            kinds = ("raw", "ema") if config.ema.decay else ("raw",)
-            named = {kind: checkpointer.restore_weights(step, kind) for kind in kinds}
-    return make_evaluate(experiment)(named)
-
-
-def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path, **options) -> Checkpointer:
-    """The run's checkpoints, ranked by the top-1 of the moving averages where there are any."""
-    return Checkpointer(
-        workdir / "checkpoints",
-        keep_best=config.checkpoint.keep_best,
-        best_metric="ema_top1" if config.ema.decay else "raw_top1",
-        **options,
-    )
-
-
-def check_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Refuses a workdir that holds a run of another model or of other data.
-
-    Raises:
-      WorkdirError: lists the fields that differ.
-    """
-    file = workdir / "config.json"
-    if not file.exists():
-        return
-    earlier = json.loads(file.read_text())
-    now = json.loads(config.to_json())
-    # These decide the shapes of the weights and what they are trained on.
-    fixed = {"model": ("name",), "data": ("name", "train_split")}
-    differences = [
-        f"--config.{section}.{key}: {earlier[section][key]!r} there, {now[section][key]!r} here"
-        for section, keys in fixed.items()
-        for key in keys
-        if earlier.get(section, {}).get(key) != now[section][key]
-    ]
-    if differences:
-        raise WorkdirError(
-            f"{workdir} holds another run:\n  " + "\n  ".join(differences) + "\n"
-            "Choose another --workdir, or that run's config to continue it."
-        )
 
 
 def check_finite(losses: dict, experiment: Experiment, checkpointer: Checkpointer) -> None:

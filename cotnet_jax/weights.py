@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from cotnet_jax import model_inference, weights_folder
-from cotnet_jax.checkpoint import Checkpointer, CheckpointError
+from cotnet_jax.checkpoint import CHECKPOINTS, CheckpointError, open_checkpoints, weight_kinds
 from cotnet_jax.data import class_names
 from cotnet_jax.layers import initializers
 from cotnet_jax.models import CoTNet, create_model, list_models
@@ -21,9 +21,8 @@ from cotnet_jax.torch_files import TorchCheckpoint, read_torch_checkpoint
 from cotnet_jax.torch_weights import from_torch_state_dict
 from cotnet_jax.weights_folder import WeightsError
 
-# A run's folder: what it was told, and its checkpoints.
+# A run's folder: what it was told, and the names of its classes.
 CONFIG = "config.json"
-CHECKPOINTS = "checkpoints"
 CLASSES = "classes.txt"
 # The largest model of the table has 3,600; comparing names takes time in proportion to the square.
 _MOST_TENSORS = 10_000
@@ -88,7 +87,8 @@ def load(
 
     Args:
       path: a folder of convert_torch_weights.py, the workdir of a training run (its best
-        checkpoint), or a .pth.tar, .pth or .safetensors file of PyTorch.
+        checkpoint) or one step of it, WORKDIR/checkpoints/STEP, or a .pth.tar, .pth or
+        .safetensors file of PyTorch.
       num_classes: another number than the weights' own gives a new classifier with random
         weights, for fine-tuning, and says so; 0 leaves the classifier out.
       weights: which ones, where there are both; None takes the moving averages (EMA).
@@ -128,15 +128,18 @@ def read_weights(
     path = pathlib.Path(path)
     if weights not in (None, "ema", "raw"):
         raise ValueError(f"weights must be 'ema', 'raw' or None, not {weights!r}")
-    if not path.exists():
+    in_checkpoints = path.name.isdecimal() and path.parent.name == CHECKPOINTS
+    if not (path.parent if in_checkpoints else path).exists():
         raise FileNotFoundError(
             f"no file or folder {path}; give a folder of convert_torch_weights.py, the workdir of "
-            "a training run, or a .pth.tar, .pth or .safetensors file"
+            f"a training run or its {CHECKPOINTS}/STEP, or a .pth.tar, .pth or .safetensors file"
         )
     if weights_folder.is_weights_folder(path):
         read = _read_folder(path, weights)
     elif path.is_dir() and ((path / CHECKPOINTS).is_dir() or (path / CONFIG).is_file()):
         read = _read_workdir(path, weights)
+    elif in_checkpoints:
+        read = _read_workdir(path.parent.parent, weights, int(path.name))
     else:
         return _read_torch(path, weights, model)
     if model not in (None, read.model):
@@ -165,23 +168,18 @@ def _read_folder(path, weights):
     )
 
 
-def _read_workdir(path, weights):
-    """The best checkpoint of a run, or its latest one where none was evaluated."""
+def _read_workdir(path, weights, step=None):
+    """A run's checkpoint of a step, or else its best one, or its latest where none is evaluated."""
     config = _read_config(path / CONFIG)
     try:
-        metric = "ema_top1" if config["ema"]["decay"] else "raw_top1"
-        folder = path / CHECKPOINTS
-        with Checkpointer(folder, read_only=True, best_metric=metric) as checkpointer:
-            step = checkpointer.best_step()
-            which = "latest" if step is None else "best"
-            step = checkpointer.latest_step() if step is None else step
-            try:
-                kind = weights or "ema"
-                variables = checkpointer.restore_weights(which, kind)
-            except CheckpointError:
-                if weights is not None or config["ema"]["decay"]:
-                    raise
-                kind = "raw"
+        kind = weights or weight_kinds(config)[-1]
+        with open_checkpoints(path, config, read_only=True) as checkpointer:
+            if step is not None:
+                which, variables = "chosen", checkpointer.restore_weights(step, kind)
+            else:
+                step = checkpointer.best_step()
+                which = "latest" if step is None else "best"
+                step = checkpointer.latest_step() if step is None else step
                 variables = checkpointer.restore_weights(which, kind)
             metrics = checkpointer.metrics(step)
     except CheckpointError as error:

@@ -125,6 +125,17 @@ def test_workdir_gives_its_best_averages(workdir):
     assert sorted(str(path) for path in workdir.rglob("*")) == before, "reading changes nothing"
 
 
+def test_one_step_of_a_workdir(workdir):
+    read = weights.read_weights(workdir / "checkpoints" / "3")
+    assert (read.kind, read.batches) == ("ema", 3)
+    assert equal(read.variables, variables_of(23))
+    raw = weights.read_weights(workdir / "checkpoints" / "1", "raw")
+    assert equal(raw.variables, variables_of(11))
+    assert "chosen checkpoint, step 1" in raw.notes[0]
+    with pytest.raises(WeightsError, match=r"step 7 in .*; there are: 1, 2, 3"):
+        weights.read_weights(workdir / "checkpoints" / "7")
+
+
 def test_workdir_without_averages_or_evaluation(tmp_path):
     off = CONFIG | {"ema": {"decay": 0}}
     path = make_workdir(tmp_path / "off", off, ((1, 30.0), (2, 20.0)), ema=False)
