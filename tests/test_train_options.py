@@ -10,10 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from configs import default
-from cotnet_jax import optim, parallel
+from configs import default, digits
+from cotnet_jax import evaluate, experiment, optim, parallel, train, weights
+from cotnet_jax.checkpoint import open_checkpoints
 from cotnet_jax.experiment import Experiment
 from cotnet_jax.layers import BatchNorm
+from cotnet_jax.metrics import read_metrics
 from cotnet_jax.train_state import TrainState
 from cotnet_jax.train_step import make_train_step
 
@@ -126,3 +128,59 @@ def test_when_to_evaluate_and_save(fields, evaluated, saved):
     run = Experiment(**nothing | {"config": config, "steps_per_epoch": 4})
     assert [step for step in range(1, 13) if run.evaluates_after(step)] == evaluated
     assert [step for step in range(1, 13) if run.saves_after(step)] == saved
+
+
+@pytest.fixture
+def config(monkeypatch):
+    """A run of three epochs of four steps on the digits, with the small network."""
+
+    def create(name, *, num_classes, dtype, freeze_batch_norm, **attributes):
+        return Small(num_classes, dtype, freeze_batch_norm=freeze_batch_norm)
+
+    monkeypatch.setattr(experiment, "create_model", create)
+    config = digits.get_config()
+    config.epochs = 3
+    config.batch_size = config.eval.batch_size = 8
+    config.data.image_size = 8
+    config.data.train_split, config.data.eval_split = "train[:32]", "test[:12]"
+    return config
+
+
+def test_a_run_evaluated_by_steps(config, tmp_path):
+    config.steps_per_eval = 5
+    config.checkpoint.keep_best = 3
+    figures = train.train(config, tmp_path)
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    assert [step for step in metrics if "ema_top1" in metrics[step]] == [5, 10, 12]
+    assert metrics[12]["ema_top1"] == figures["ema_top1"]
+    with open_checkpoints(tmp_path, config, read_only=True) as checkpointer:
+        assert checkpointer.all_steps() == [5, 10, 12]
+
+
+def test_any_checkpoint_is_evaluated_on_any_split(config, tmp_path, monkeypatch):
+    config.checkpoint.keep_best = 3
+    train.train(config, tmp_path)
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    config.data.train_split = "not there, and not needed"
+    config.batch_size = 7
+    for kind in ("raw", "ema"):
+        config.init_from, config.init_weights = str(tmp_path / "checkpoints" / "4"), kind
+        figures = evaluate.evaluate_only(config, None)
+        assert figures["given_loss"] == pytest.approx(metrics[4][f"{kind}_loss"], rel=1e-5)
+    config.data.eval_split = "train[:20]"
+    assert evaluate.evaluate_only(config, None)["count"] == 20
+    config.data.name, config.data.eval_split = "synthetic", "validation[:8]"
+    with pytest.raises(ValueError, match="tell 10 classes apart, but 'synthetic' has 1000"):
+        evaluate.evaluate_only(config, None)
+
+
+def test_going_on_does_not_read_the_first_weights_again(config, tmp_path, monkeypatch):
+    model = Small()
+    given = model.init(jax.random.key(5), jnp.zeros((1, 8, 8, 3)))
+    config.init_from, config.epochs = "somewhere", 1
+    monkeypatch.setattr(weights, "load", lambda *args, **kwargs: (model, given))
+    train.train(config, tmp_path)
+    monkeypatch.delattr(weights, "load")
+    config.epochs = 2
+    train.train(config, tmp_path)
+    assert max(read_metrics(tmp_path / "metrics.jsonl")) == 8
