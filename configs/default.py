@@ -133,6 +133,12 @@ def get_config() -> ml_collections.ConfigDict:
     # Checkpoints kept for their EMA top-1, besides the latest.
     checkpoint.keep_best = 10
 
+    config.profile = profile = ml_collections.ConfigDict()
+    # Steps to profile, and the first of them, counted from 1 over the run; 0 steps is off. The
+    # profile lies in WORKDIR/tensorboard/plugins/profile, for TensorBoard or xprof.
+    profile.steps = 0
+    profile.first_step = 11
+
     # Steps between two lines of progress.
     config.log_every_steps = 50
     # Set by --config.notes to tell runs apart; not read by the program.

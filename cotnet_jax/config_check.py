@@ -80,6 +80,8 @@ _FIELDS = {
     "eval.every_epochs": _POSITIVE,
     "checkpoint.every_steps": _NOT_NEGATIVE,
     "checkpoint.keep_best": _NOT_NEGATIVE,
+    "profile.steps": _NOT_NEGATIVE,
+    "profile.first_step": _POSITIVE,
     "log_every_steps": _POSITIVE,
 }
 

@@ -23,6 +23,7 @@ from cotnet_jax.data.mixing import mix_batch
 from cotnet_jax.experiment import Experiment, set_up
 from cotnet_jax.metrics import MetricWriter
 from cotnet_jax.optim import ema_step_sizes, make_optimizer
+from cotnet_jax.profiling import Profiler
 from cotnet_jax.progress import Progress
 from cotnet_jax.train_state import TrainState
 from cotnet_jax.train_step import make_train_step
@@ -85,13 +86,23 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             steps_per_aside=experiment.steps_per_eval,
             start_step=first_step,
         )
+        profiler = Profiler(
+            workdir / "tensorboard",
+            config.profile,
+            start_step=first_step,
+            total_steps=experiment.total_steps,
+        )
+        stack.enter_context(profiler)
         batches = stack.enter_context(contextlib.closing(experiment.train_batches(first_step)))
         losses = {}
         figures = {}
         left = itertools.islice(batches, experiment.total_steps - first_step)
         for batch in progress.waiting_for(parallel.on_devices(experiment.mesh, left)):
             rate = experiment.learning_rate(progress.step)
-            state, metrics = train_step(state, batch)
+            profiler.before_step(progress.step + 1)
+            with jax.profiler.StepTraceAnnotation("train", step_num=progress.step + 1):
+                state, metrics = train_step(state, batch)
+            profiler.after_step(progress.step + 1, metrics)
             losses[progress.step] = metrics["loss"]
             line = progress.after_step({**metrics, "learning_rate": rate})
             step = progress.step

@@ -115,6 +115,8 @@ BAD = {
     "eval.every_epochs": 0,
     "checkpoint.every_steps": -1,
     "checkpoint.keep_best": -1,
+    "profile.steps": -1,
+    "profile.first_step": 0,
     "log_every_steps": 0,
 }
 # Anything goes, or it is looked at where it is used.

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from configs import default, digits
-from cotnet_jax import evaluate, experiment, optim, parallel, train, weights
+from cotnet_jax import evaluate, experiment, optim, parallel, profiling, train, weights
 from cotnet_jax.checkpoint import open_checkpoints
 from cotnet_jax.experiment import Experiment
 from cotnet_jax.layers import BatchNorm
@@ -184,3 +184,46 @@ def test_going_on_does_not_read_the_first_weights_again(config, tmp_path, monkey
     config.epochs = 2
     train.train(config, tmp_path)
     assert max(read_metrics(tmp_path / "metrics.jsonl")) == 8
+
+
+def profiles(workdir):
+    return sorted((workdir / "tensorboard").glob("plugins/profile/*/*.xplane.pb"))
+
+
+def test_a_window_of_steps_is_profiled(config, tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
+    window = config.profile
+    window.first_step, window.steps = 3, 2
+
+    def trace(start_step, total_steps=12, last=None):
+        events.clear()
+        with profiling.Profiler(
+            tmp_path, window, start_step=start_step, total_steps=total_steps
+        ) as profiler:
+            for step in range(start_step + 1, (last or total_steps) + 1):
+                profiler.before_step(step)
+                events.append(step)
+                profiler.after_step(step, [])
+        return events
+
+    assert trace(0, last=5) == [1, 2, "start", 3, 4, "stop", 5]
+    assert trace(3, last=5) == ["start", 4, "stop", 5]
+    # What ends inside the window ends the profile too.
+    assert trace(0, last=3) == [1, 2, "start", 3, "stop"]
+    assert trace(0, total_steps=3) == [1, 2, "start", 3, "stop"]
+    window.steps = 0
+    assert "start" not in trace(0)
+
+
+def test_a_profile_lies_beside_the_curves(config, tmp_path, caplog):
+    config.epochs = 1
+    config.profile.first_step, config.profile.steps = 2, 2
+    train.train(config, tmp_path)
+    (profile,) = profiles(tmp_path)
+    assert b"train" in profile.read_bytes()
+    config.epochs = 2
+    train.train(config, tmp_path)
+    assert len(profiles(tmp_path)) == 1
+    assert "asks for steps 2 to 3, this start has 5 to 8" in caplog.text
