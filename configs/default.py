@@ -125,6 +125,9 @@ def get_config() -> ml_collections.ConfigDict:
     evaluation.batch_size = 640
     # Epochs between evaluations; the last epoch is always evaluated. Not read with steps_per_eval.
     evaluation.every_epochs = 1
+    # A file of ReaL labels (Beyer et al., arXiv 2006.07159, real.json as published) of ImageNet's
+    # validation pictures: the accuracy by them is told beside the ordinary one. "" is off.
+    evaluation.real_labels = ""
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     # Steps between checkpoints, besides those of every evaluation and, without steps_per_eval, of

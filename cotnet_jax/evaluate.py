@@ -15,7 +15,7 @@ from cotnet_jax import parallel, start, weights
 from cotnet_jax.checkpoint import open_checkpoints, weight_kinds
 from cotnet_jax.data.mixing import normalize
 from cotnet_jax.experiment import Evaluation, set_up_evaluation
-from cotnet_jax.metrics import evaluation_counts
+from cotnet_jax.metrics import evaluation_counts, real_label_counts
 from cotnet_jax.parallel import AXIS, REPLICATED, SPLIT, on_devices
 from cotnet_jax.progress import format_duration
 
@@ -69,12 +69,13 @@ def make_evaluate(experiment: Evaluation) -> Callable[[dict[str, dict]], dict[st
         )
         for name in variables:
             logging.info(
-                "%s weights | top-1 %.2f %% | top-5 %.2f %% | loss %.4f | %d pictures",
+                "%s weights | top-1 %.2f %% | top-5 %.2f %% | loss %.4f | %d pictures%s",
                 name,
                 figures[f"{name}_top1"],
                 figures[f"{name}_top5"],
                 figures[f"{name}_loss"],
                 figures["count"],
+                _real_part(figures, name),
             )
         return figures
 
@@ -94,17 +95,18 @@ def make_eval_step(
     Returns:
       A function of {name: variables}, replicated, and a batch {"image": [B, H, W, C] of values
       0..255, "label": [B], "mask": [B], 0 where a row is padding}, split over the devices. It
-      gives for each name the sums of ``metrics.evaluation_counts`` over all devices.
+      gives for each name the sums of ``metrics.evaluation_counts`` over all devices and, where the
+      batch has "real": [B, K], those of ``metrics.real_label_counts``.
     """
 
     def device_step(variables, batch):
         images = normalize(batch["image"], mean, std, model.dtype)
-        counts = {
-            name: evaluation_counts(
-                model.apply(each, images, train=False), batch["label"], batch["mask"]
-            )
-            for name, each in variables.items()
-        }
+        counts = {}
+        for name, each in variables.items():
+            logits = model.apply(each, images, train=False)
+            counts[name] = evaluation_counts(logits, batch["label"], batch["mask"])
+            if "real" in batch:
+                counts[name] |= real_label_counts(logits, batch["real"], batch["mask"])
         return jax.lax.psum(counts, AXIS)
 
     return jax.jit(
@@ -121,6 +123,9 @@ def evaluate(
     total: int,
 ) -> dict[str, float]:
     """Runs one pass and gives {NAME_top1, NAME_top5} in percent, {NAME_loss} in nats, {count}.
+
+    With ReaL labels there are NAME_real_top1, in percent of the "real_count" pictures that have
+    one, too.
 
     Args:
       eval_step: from ``make_eval_step``.
@@ -157,6 +162,9 @@ def evaluate(
         figures[f"{name}_top1"] = 100 * float(each["top1"]) / count
         figures[f"{name}_top5"] = 100 * float(each["top5"]) / count
         figures[f"{name}_loss"] = float(each["loss"]) / count
+        if each.get("real_count"):
+            figures["real_count"] = int(each["real_count"])
+            figures[f"{name}_real_top1"] = 100 * float(each["real_top1"]) / figures["real_count"]
     return figures | {"count": total}
 
 
@@ -170,3 +178,9 @@ def _check_classes(variables: dict, experiment: Evaluation) -> None:
             f"{experiment.model.num_classes}; evaluate them on the data that they were trained "
             "for, or fine-tune them (--mode=train starts with a new classifier)"
         )
+
+
+def _real_part(figures: dict[str, float], name: str) -> str:
+    if "real_count" not in figures:
+        return ""
+    return f" | ReaL top-1 {figures[f'{name}_real_top1']:.2f} % of {figures['real_count']}"

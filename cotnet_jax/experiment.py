@@ -12,6 +12,12 @@ from jax.sharding import Mesh
 
 from cotnet_jax import config_check, optim, parallel
 from cotnet_jax.data import pipeline
+from cotnet_jax.data.real_labels import (
+    CLASSES,
+    read_real_labels,
+    validation_number,
+    with_real_labels,
+)
 from cotnet_jax.data.sources import Source, open_source
 from cotnet_jax.models import create_model
 
@@ -25,21 +31,26 @@ class Evaluation:
       mesh: all devices of all processes.
       model: the network, with the dataset's number of classes.
       eval_source: the evaluation split.
+      real_labels: of ``read_real_labels``, where they are asked for.
     """
 
     config: ml_collections.ConfigDict
     mesh: Mesh
     model: nn.Module
     eval_source: Source
+    real_labels: np.ndarray | None
 
     def eval_batches(self) -> Iterator[dict]:
         """This process's rows of one pass over the evaluation split."""
-        return pipeline.eval_batches(
+        with_numbers = self.real_labels is not None
+        batches = pipeline.eval_batches(
             self.config,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             source=self.eval_source,
+            numbers=with_numbers,
         )
+        return with_real_labels(batches, self.real_labels) if with_numbers else batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +111,13 @@ def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
     mesh = parallel.make_mesh(devices)
     _check(config, mesh.size)
     train_source = open_source(config.data, config.data.train_split)
+    eval_source = open_source(config.data, config.data.eval_split)
     return Experiment(
         config=config,
         mesh=mesh,
         model=_model(config, train_source.num_classes),
-        eval_source=open_source(config.data, config.data.eval_split),
+        eval_source=eval_source,
+        real_labels=_real_labels(config, eval_source),
         train_source=train_source,
         steps_per_epoch=pipeline.steps_per_epoch(config, train_source),
         rates=optim.learning_rates(config.schedule, config.epochs, config.batch_size),
@@ -116,7 +129,13 @@ def set_up_evaluation(config: ml_collections.ConfigDict, devices=None) -> Evalua
     mesh = parallel.make_mesh(devices)
     _check(config, mesh.size, training=False)
     eval_source = open_source(config.data, config.data.eval_split)
-    return Evaluation(config, mesh, _model(config, eval_source.num_classes), eval_source)
+    return Evaluation(
+        config=config,
+        mesh=mesh,
+        model=_model(config, eval_source.num_classes),
+        eval_source=eval_source,
+        real_labels=_real_labels(config, eval_source),
+    )
 
 
 def _check(config, devices, training=True):
@@ -136,6 +155,21 @@ def _model(config, num_classes):
         bn_axis_name=parallel.AXIS if config.model.sync_batch_norm else None,
         freeze_batch_norm=config.model.freeze_batch_norm,
     )
+
+
+def _real_labels(config, eval_source):
+    file = config.eval.real_labels
+    if not file:
+        return None
+    name = eval_source[0]["file_name"]
+    if eval_source.num_classes != CLASSES or not validation_number(name):
+        raise ValueError(
+            f"--config.eval.real_labels={file}: these are labels of ImageNet's validation "
+            "pictures, which are told by their names, such as ILSVRC2012_val_00000293.JPEG; the "
+            f"first of {config.data.name!r} {config.data.eval_split!r} is named {name!r}, one of "
+            f"{eval_source.num_classes} classes"
+        )
+    return read_real_labels(file)
 
 
 def _dtype(name):

@@ -172,6 +172,29 @@ def evaluation_counts(
     }
 
 
+def real_label_counts(logits: jax.Array, real: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Sums over a batch for the accuracy by ReaL labels: the first class must be one of them.
+
+    Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159, section 3.2. The first class is
+    that of ``evaluation_counts``' top1; pictures without a label are not counted.
+
+    Args:
+      logits: [N, classes], any floating dtype.
+      real: int32 [N, K], classes, filled up with -1.
+      mask: bool [N], False for the padding that fills the last batch.
+
+    Returns:
+      {"real_count", "real_top1"}, int32 [].
+    """
+    labelled = mask.astype(bool) & (real >= 0).any(-1)
+    known = labelled & ~jnp.isnan(logits).any(-1)
+    right = (real == jnp.argmax(logits, axis=-1)[:, None]).any(-1)
+    return {
+        "real_count": jnp.sum(labelled, dtype=jnp.int32),
+        "real_top1": jnp.sum(known & right, dtype=jnp.int32),
+    }
+
+
 def _parsed_lines(path: Path) -> Iterator[dict]:
     with path.open("rb") as file:
         for line in file:

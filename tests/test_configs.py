@@ -113,6 +113,7 @@ BAD = {
     "ema.decay": 1.5,
     "eval.batch_size": 9,
     "eval.every_epochs": 0,
+    "eval.real_labels": "/nowhere/real.json",
     "checkpoint.every_steps": -1,
     "checkpoint.keep_best": -1,
     "profile.steps": -1,

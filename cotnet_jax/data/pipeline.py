@@ -6,7 +6,6 @@ for the stream that starts at step s.
 """
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -15,13 +14,13 @@ import numpy as np
 from absl import logging
 
 from cotnet_jax.data import randaugment, transforms
+from cotnet_jax.data.real_labels import validation_number
 from cotnet_jax.data.sources import Source, open_source
 
 Batch = dict[str, np.ndarray]
 
 # An undecodable picture is replaced by the next one; so many in a row mean that all are.
 _REPLACEMENTS = 32
-_VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 # Most pictures that a thread makes at a time.
 _PART = 16
 
@@ -211,8 +210,7 @@ class EvalExample:
         element = self._source[index]
         extra = {}
         if self._numbers:
-            match = _VALIDATION_NAME.fullmatch(element["file_name"])
-            extra["number"] = np.int32(match[1] if match else 0)
+            extra["number"] = np.int32(validation_number(element["file_name"]))
         try:
             image, undecodable = _decoded(element["image"]), -1
         except transforms.DecodeError:
