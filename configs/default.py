@@ -46,8 +46,12 @@ def get_config() -> ml_collections.ConfigDict:
     model.freeze_batch_norm = False
 
     config.data = data = ml_collections.ConfigDict()
-    # A TFDS dataset's name, "digits", "synthetic", or the path of a prepared folder.
+    # A TFDS dataset's name, "digits", the path of a prepared folder, or "synthetic": pictures of
+    # noise, as many and of as many classes as ImageNet's.
     data.name = "imagenet2012"
+    # True: pictures of noise in place of the dataset's, with its classes, splits and sizes, to try
+    # a configuration and measure its speed without decoding; imagenet2012 need not be there.
+    data.fake = False
     # Where TFDS keeps its datasets; "" is TFDS's own default.
     data.data_dir = ""
     data.train_split = "train"

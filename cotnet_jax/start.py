@@ -46,12 +46,13 @@ def check_workdir(workdir: str | Path, config: ml_collections.ConfigDict) -> Non
     earlier = json.loads(file.read_text())
     now = json.loads(config.to_json())
     # These decide the shapes of the weights and what they are trained on.
-    fixed = {"model": ("name",), "data": ("name", "train_split")}
+    fixed = {"model": ("name",), "data": ("name", "train_split", "fake")}
     differences = [
-        f"--config.{section}.{key}: {earlier[section][key]!r} there, {now[section][key]!r} here"
+        f"--config.{section}.{key}: {there!r} there, {now[section][key]!r} here"
         for section, keys in fixed.items()
         for key in keys
-        if earlier.get(section, {}).get(key) != now[section][key]
+        # A run from before there was the field is taken to agree.
+        if (there := earlier.get(section, {}).get(key, now[section][key])) != now[section][key]
     ]
     if differences:
         raise WorkdirError(

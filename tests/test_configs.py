@@ -127,6 +127,7 @@ UNCHECKED = {
     "ema.warmup",
     "data.name",
     "data.data_dir",
+    "data.fake",
     "data.train_split",
     "data.eval_split",
     "notes",

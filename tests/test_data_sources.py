@@ -12,9 +12,9 @@ from sklearn.datasets import load_digits
 from cotnet_jax.data import digits, sources, transforms
 
 
-def data_config(name, data_dir=""):
+def data_config(name, data_dir="", fake=False):
     return ml_collections.ConfigDict(
-        {"name": str(name), "data_dir": str(data_dir), "image_size": 32}
+        {"name": str(name), "data_dir": str(data_dir), "image_size": 32, "fake": fake}
     )
 
 
@@ -128,6 +128,22 @@ def test_synthetic():
     whole = sources.open_source(data_config("synthetic"), "validation")
     np.testing.assert_array_equal(part[0]["image"], whole[100]["image"])
     assert part[0]["label"] == whole[100]["label"]
+
+
+def test_fake_pictures_keep_classes_and_sizes(data_dir, tmp_path):
+    for name in ("digits", data_dir / "sklearn_digits"):
+        for split, size in (("train", 1438), ("test", 359), ("test[:10%]", 36)):
+            source = sources.open_source(data_config(name, data_dir, fake=True), split)
+            assert (len(source), source.num_classes) == (size, 10)
+            assert list(source.class_names) == [str(digit) for digit in range(10)]
+            assert source[size - 1]["image"].shape == (32, 32, 3)
+            assert {source[index]["label"] for index in range(10)} == set(range(10))
+    # ImageNet is known without being there; of others nothing is.
+    imagenet = sources.open_source(data_config("imagenet2012", tmp_path, fake=True), "validation")
+    assert (len(imagenet), imagenet.num_classes) == (50_000, 1000)
+    for name in ("cifar10", tmp_path / "nothing"):
+        with pytest.raises(sources.DatasetError):
+            sources.open_source(data_config(name, tmp_path, fake=True), "train")
 
 
 @pytest.mark.parametrize(

@@ -227,3 +227,14 @@ def test_a_profile_lies_beside_the_curves(config, tmp_path, caplog):
     train.train(config, tmp_path)
     assert len(profiles(tmp_path)) == 1
     assert "asks for steps 2 to 3, this start has 5 to 8" in caplog.text
+
+
+def test_a_configuration_is_tried_on_fake_pictures(config, tmp_path):
+    config.data.fake = True
+    config.epochs = 1
+    figures = train.train(config, tmp_path)
+    assert figures["count"] == 12
+    assert max(read_metrics(tmp_path / "metrics.jsonl")) == 4
+    config.data.fake = False
+    with pytest.raises(ValueError, match=r"--config.data.fake: True there, False here"):
+        train.train(config, tmp_path)

@@ -1,7 +1,7 @@
 """Where pictures come from: TFDS datasets, prepared folders, the digits, or none at all."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,9 +11,9 @@ import tensorflow_datasets as tfds
 
 from cotnet_jax.data import digits
 
-# The pictures of "synthetic" are counted like ImageNet's, so that its schedules run unchanged.
-_SYNTHETIC_SPLITS = {"train": 1_281_167, "validation": 50_000}
-_SYNTHETIC_CLASSES = 1000
+_IMAGENET = "imagenet2012"
+_IMAGENET_SPLITS = {"train": 1_281_167, "validation": 50_000}
+_IMAGENET_CLASSES = tuple(f"class {index}" for index in range(1000))
 _SYNTHETIC_MARGIN = 64
 
 
@@ -37,18 +37,28 @@ class DatasetError(ValueError):
 
 
 def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
-    """Opens one split of the dataset named in config.data.
+    """Opens one split of the dataset named in config.data, or noise in its place.
 
     Args:
-      data: config.data; reads name, data_dir and, for "synthetic", image_size.
+      data: config.data; reads name, data_dir, fake and, for pictures of noise, image_size.
       split: a split's name or a TFDS slice of it, such as "train" or "train[:10%]".
 
     Raises:
       DatasetError: no such dataset, split, or not in the ArrayRecord format.
     """
     if data.name == "synthetic":
-        return Synthetic(split, data.image_size)
-    return TfdsSource(_builder(data.name, data.data_dir), split)
+        return Synthetic(split, data.image_size, _IMAGENET_SPLITS, _IMAGENET_CLASSES)
+    try:
+        builder = _builder(data.name, data.data_dir)
+    except DatasetError:
+        if data.fake and data.name == _IMAGENET:
+            return Synthetic(split, data.image_size, _IMAGENET_SPLITS, _IMAGENET_CLASSES)
+        raise
+    source = TfdsSource(builder, split)
+    if data.fake:
+        sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+        return Synthetic(split, data.image_size, sizes, source.class_names)
+    return source
 
 
 class TfdsSource:
@@ -93,18 +103,26 @@ class TfdsSource:
 
 @dataclasses.dataclass
 class Synthetic:
-    """Pictures of noise that cost next to nothing to make, for benchmarks and dry runs."""
+    """Pictures of noise that cost next to nothing to make, for benchmarks and dry runs.
+
+    Attributes:
+      split: as of ``open_source``.
+      image_size: side of the pictures, in pixels.
+      sizes: pictures of each split.
+      class_names: names of the classes, which take turns.
+    """
 
     split: str
     image_size: int
+    sizes: Mapping[str, int]
+    class_names: Sequence[str]
 
     def __post_init__(self):
-        self._first, stop = _slice(self.split, _SYNTHETIC_SPLITS)
+        self._first, stop = _slice(self.split, self.sizes)
         self._length = stop - self._first
         side = self.image_size + _SYNTHETIC_MARGIN
         self._canvas = np.random.RandomState(0).randint(0, 256, (side, side, 3), np.uint8)
-        self.num_classes = _SYNTHETIC_CLASSES
-        self.class_names = tuple(f"class {index}" for index in range(_SYNTHETIC_CLASSES))
+        self.num_classes = len(self.class_names)
 
     def __len__(self) -> int:
         return self._length
@@ -113,7 +131,7 @@ class Synthetic:
         index += self._first
         top, left = divmod(index % _SYNTHETIC_MARGIN**2, _SYNTHETIC_MARGIN)
         window = self._canvas[top : top + self.image_size, left : left + self.image_size]
-        return {"image": window, "label": index % _SYNTHETIC_CLASSES, "file_name": ""}
+        return {"image": window, "label": index % self.num_classes, "file_name": ""}
 
 
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -137,7 +155,7 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             "\n  python -m cotnet_jax.data.prepare folder --source=PICTURES --output=FOLDER"
         ) from None
     if not builder.is_prepared():
-        if builder.name == "imagenet2012":
+        if builder.name == _IMAGENET:
             command = (
                 f"python -m cotnet_jax.data.prepare imagenet --source=SOURCE --output={data_dir}"
             )
@@ -171,7 +189,7 @@ def _version_dir(path: Path) -> Path:
     return found[0]
 
 
-def _slice(split: str, sizes: dict[str, int]) -> tuple[int, int]:
+def _slice(split: str, sizes: Mapping[str, int]) -> tuple[int, int]:
     """First and one-past-last index of a TFDS split string such as "train[:1024]"."""
     infos = {
         name: tfds.core.SplitInfo(
@@ -182,6 +200,9 @@ def _slice(split: str, sizes: dict[str, int]) -> tuple[int, int]:
     try:
         (part,) = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, KeyError, AssertionError) as error:
-        raise DatasetError(f"no split {split!r}; 'synthetic' has {', '.join(sizes)}") from error
+        raise DatasetError(
+            f"no split {split!r}; the made-up pictures have {', '.join(sizes)} (with "
+            "--config.data.fake=True instead of the name 'synthetic' any dataset keeps its own)"
+        ) from error
     start = part.from_ or 0
     return start, sizes[part.splitname] if part.to is None else part.to
