@@ -67,6 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.std = (0.229, 0.224, 0.225)
     # Decoding threads in each process, and decoding processes (0: threads alone, -1: one a core).
     # Beyond 4 threads processes are faster: Python lets one thread at a time between two pictures.
+    # Evaluation has as many of its own, which wait between two evaluations.
     data.num_threads = 16
     data.num_workers = 0
     # Batches made ahead of the device.

@@ -1,7 +1,9 @@
 """Accuracy over a whole split, every picture counted once."""
 
+import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import flax.linen as nn
@@ -49,11 +51,16 @@ def evaluate_only(
             named = {kind: checkpointer.restore_weights(step, kind) for kind in kinds}
     for variables in named.values():
         _check_classes(variables, experiment)
-    return make_evaluate(experiment)(named)
+    with evaluating(experiment) as evaluate_all:
+        return evaluate_all(named)
 
 
-def make_evaluate(experiment: Evaluation) -> Callable[[dict[str, dict]], dict[str, float]]:
-    """Builds the function {name: variables} -> figures of one pass, which it also logs."""
+@contextlib.contextmanager
+def evaluating(experiment: Evaluation) -> Iterator[Callable[[dict[str, dict]], dict[str, float]]]:
+    """The function {name: variables} -> figures of one pass, which it also logs.
+
+    What reads the pictures is started by the first call, serves all, and ends with the context.
+    """
     config, mesh = experiment.config, experiment.mesh
     eval_step = make_eval_step(
         experiment.model, mesh=mesh, mean=config.data.mean, std=config.data.std
@@ -63,7 +70,7 @@ def make_evaluate(experiment: Evaluation) -> Callable[[dict[str, dict]], dict[st
         figures = evaluate(
             eval_step,
             parallel.replicate(mesh, variables),
-            experiment.eval_batches(),
+            itertools.islice(batches, experiment.steps_per_pass),
             mesh=mesh,
             total=len(experiment.eval_source),
         )
@@ -79,7 +86,8 @@ def make_evaluate(experiment: Evaluation) -> Callable[[dict[str, dict]], dict[st
             )
         return figures
 
-    return evaluate_all
+    with contextlib.closing(experiment.eval_batches()) as batches:
+        yield evaluate_all
 
 
 def make_eval_step(

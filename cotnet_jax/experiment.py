@@ -40,8 +40,13 @@ class Evaluation:
     eval_source: Source
     real_labels: np.ndarray | None
 
+    @property
+    def steps_per_pass(self) -> int:
+        """Batches in one pass over the evaluation split."""
+        return pipeline.steps_per_pass(self.config, self.eval_source)
+
     def eval_batches(self) -> Iterator[dict]:
-        """This process's rows of one pass over the evaluation split."""
+        """This process's rows of one pass after the other over the evaluation split."""
         with_numbers = self.real_labels is not None
         batches = pipeline.eval_batches(
             self.config,
@@ -49,6 +54,7 @@ class Evaluation:
             process_count=jax.process_count(),
             source=self.eval_source,
             numbers=with_numbers,
+            repeat=True,
         )
         return with_real_labels(batches, self.real_labels) if with_numbers else batches
 

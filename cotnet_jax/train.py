@@ -65,9 +65,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         class_names=experiment.train_source.class_names,
     )
     train_step = make_step(experiment, optimizer)
-    evaluate_all = evaluate.make_evaluate(experiment)
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(open_checkpoints(workdir, config))
+        evaluate_all = stack.enter_context(evaluate.evaluating(experiment))
         restored = checkpointer.restore_latest(state)
         state = state if restored is None else restored
         first_step = int(state.step)

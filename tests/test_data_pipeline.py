@@ -187,6 +187,18 @@ def test_evaluation_counts_every_picture_once(
     assert sorted(seen) == list(range(length))
 
 
+@pytest.mark.parametrize(("process_count", "workers"), [(1, 0), (4, 0), (1, 2)])
+def test_repeated_evaluation_is_the_same_pass_again(config, process_count, workers):
+    config.data.num_workers = workers
+    once = list(pipeline.eval_batches(config, process_count=process_count))
+    batches = pipeline.eval_batches(config, process_count=process_count, repeat=True)
+    steps = len(once)
+    passes = [list(itertools.islice(batches, steps)) for _ in range(3)]
+    batches.close()
+    for again in passes:
+        assert_same(again, once)
+
+
 def test_undecodable_training_pictures_are_replaced_by_the_next(config, numbered, caplog):
     numbered(96, undecodable=[5, 50, 51])
     config.data.max_undecodable = 3 / 96

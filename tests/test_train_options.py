@@ -13,6 +13,7 @@ import pytest
 from configs import default, digits
 from cotnet_jax import evaluate, experiment, optim, parallel, profiling, train, weights
 from cotnet_jax.checkpoint import open_checkpoints
+from cotnet_jax.data import pipeline
 from cotnet_jax.experiment import Experiment
 from cotnet_jax.layers import BatchNorm
 from cotnet_jax.metrics import read_metrics
@@ -238,3 +239,21 @@ def test_a_configuration_is_tried_on_fake_pictures(config, tmp_path):
     config.data.fake = False
     with pytest.raises(ValueError, match=r"--config.data.fake: True there, False here"):
         train.train(config, tmp_path)
+
+
+def test_every_evaluation_of_a_run_reads_through_the_same_pipeline(config, tmp_path, monkeypatch):
+    opened, closed = [], []
+    eval_batches = pipeline.eval_batches
+
+    def counted(*args, **kwargs):
+        opened.append(kwargs["repeat"])
+        try:
+            yield from eval_batches(*args, **kwargs)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(pipeline, "eval_batches", counted)
+    train.train(config, tmp_path)
+    assert (opened, closed) == ([True], [True])
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    assert [step for step in metrics if "raw_loss" in metrics[step]] == [4, 8, 12]

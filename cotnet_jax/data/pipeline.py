@@ -96,6 +96,7 @@ def eval_batches(
     process_count: int = 1,
     source: Source | None = None,
     numbers: bool = False,
+    repeat: bool = False,
 ) -> Iterator[Batch]:
     """One pass over the evaluation split, every picture once over all processes.
 
@@ -108,10 +109,13 @@ def eval_batches(
       source: the opened evaluation split, where the caller has it.
       numbers: add each picture's number, by which other labels of ImageNet's validation pictures
         are ordered: 293 for ILSVRC2012_val_00000293.JPEG, 0 for other names and the filling.
+      repeat: pass after pass without end, each of ``steps_per_pass`` batches, from the same
+        threads and workers, which between two passes have made the next one's beginning and wait.
 
     Returns:
       An iterator of {"image": uint8 [b, S, S, 3], "label": int32 [b], "mask": float32 [b]} with
-      b = config.eval.batch_size / process_count, and "number": int32 [b] where asked for.
+      b = config.eval.batch_size / process_count, and "number": int32 [b] where asked for; close()
+      ends its threads and workers.
 
     Raises:
       ValueError: config.eval.batch_size is not a multiple of process_count.
@@ -120,10 +124,17 @@ def eval_batches(
     size = config.eval.batch_size
     rows = _local_batch("config.eval.batch_size", size, process_count)
     source = source or open_source(config.data, config.data.eval_split)
-    steps = -(-len(source) // size)
+    steps = steps_per_pass(config, source)
     pictures = grain.MapDataset.range(steps * size).map(EvalExample(source, config, numbers))
-    local = _Rows(pictures, 0, rows, process_index, size)[: steps * rows]
+    local = _Rows(pictures.repeat() if repeat else pictures, 0, rows, process_index, size)
+    if not repeat:
+        local = local[: steps * rows]
     return _checked(_batches(local, rows, config.data), config.data, len(source))
+
+
+def steps_per_pass(config: ml_collections.ConfigDict, source: Source) -> int:
+    """Batches in one pass over the evaluation split."""
+    return -(-len(source) // config.eval.batch_size)
 
 
 def available_cores() -> int:

@@ -4,9 +4,10 @@ Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159. Their file is a JS
 of classes for each picture, in the order of the pictures' numbers; where nobody agreed it is empty.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,9 @@ def read_real_labels(path: str | Path) -> np.ndarray:
     return table
 
 
-def with_real_labels(batches: Iterable[dict], table: np.ndarray) -> Iterator[dict]:
+def with_real_labels(batches: Iterator[dict], table: np.ndarray) -> Iterator[dict]:
     """Gives each batch the entry "real": int32 [b, K], ``table``'s rows of its entry "number"."""
-    for batch in batches:
-        numbers = batch.pop("number")
-        yield {**batch, "real": table[numbers]}
+    with contextlib.closing(batches):
+        for batch in batches:
+            numbers = batch.pop("number")
+            yield {**batch, "real": table[numbers]}
