@@ -1,21 +1,26 @@
 """CoTNet, Contextual Transformer Networks, in JAX."""
 
+import importlib
+
+from cotnet_jax.inspection import cot_contexts
 from cotnet_jax.layers import CoTLayer, local_aggregation
 from cotnet_jax.models import create_model, list_models
 from cotnet_jax.torch_weights import from_torch_state_dict, to_torch_state_dict
 
+# Orbax, which only reading weights needs, takes seconds to import.
+_IMPORTED_WHEN_USED = {"Predictor": "cotnet_jax.predictor", "load": "cotnet_jax.weights"}
+
 
 def __getattr__(name):
-    # Orbax, which only reading weights needs, takes seconds to import.
-    if name == "load":
-        from cotnet_jax.weights import load
-
-        return load
+    if name in _IMPORTED_WHEN_USED:
+        return getattr(importlib.import_module(_IMPORTED_WHEN_USED[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
     "CoTLayer",
+    "Predictor",
+    "cot_contexts",
     "create_model",
     "from_torch_state_dict",
     "list_models",

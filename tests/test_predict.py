@@ -14,9 +14,11 @@ import pytest
 import torch_file_builder as build
 from PIL import Image
 
+import cotnet_jax
 from cotnet_jax import convert, torch_weights, weights
 from cotnet_jax.data import class_names, transforms
-from cotnet_jax.predict import Predictor, find_pictures
+from cotnet_jax.inspection import cot_contexts
+from cotnet_jax.predictor import Predictor, find_pictures
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -66,6 +68,40 @@ def test_probabilities_are_the_networks(folder, pictures):
         np.testing.assert_allclose(probabilities, expected[classes], rtol=1e-4)
         assert [entry["name"] for entry in result["top"]] == [f"class {i}" for i in classes]
     assert len({tuple(map(str, result["top"])) for result in results}) == len(results)
+
+
+def test_pictures_in_memory(folder, pictures):
+    predictor = cotnet_jax.Predictor.load(folder, names=list("abcdefghij"))
+    path = pictures / "b.jpg"
+    prepared = predictor.prepare(path)
+    assert (prepared.shape, prepared.dtype) == ((32, 32, 3), np.uint8)
+    data = path.read_bytes()
+    for same in (str(path), data, transforms.decode(data)):
+        np.testing.assert_array_equal(predictor.prepare(same), prepared)
+    (result,) = predictor.predict_files([path], top=3)
+    (likeliest,) = predictor.classify(prepared[None], top=3)
+    assert likeliest == result["top"]
+    with pytest.raises(ValueError, match=r"must be uint8 \[H, W, 3\], not float64 \[4, 4, 3\]"):
+        predictor.prepare(np.zeros((4, 4, 3)))
+    with pytest.raises(transforms.DecodeError):
+        predictor.prepare(b"no picture")
+
+
+def test_a_look_inside(folder, pictures):
+    predictor = Predictor.load(folder)
+    batch = np.stack([predictor.prepare(path) for path in find_pictures([pictures])])
+    layers = predictor.look_inside(batch)
+    assert list(layers) == [f"stage{stage}_block0/cot" for stage in (1, 2, 3, 4)]
+    weights, static, dynamic, share = layers["stage2_block0/cot"]
+    assert weights.shape == (5, 8, 8, 1, 3, 3, 4)
+    assert static.shape == dynamic.shape == (5, 8, 8, 32)
+    assert share.shape == (5, 32)
+    # What is shown is what the network used: the fused path's probabilities follow from it.
+    images = predictor._normalize(batch)
+    logits, _ = cot_contexts(predictor.model, predictor.variables, images)
+    fused = jax.jit(predictor.model.apply)(predictor.variables, images)
+    np.testing.assert_allclose(logits, fused, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.nn.softmax(logits), predictor(batch), rtol=1e-4)
 
 
 def test_find_pictures(pictures, tmp_path):

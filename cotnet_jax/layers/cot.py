@@ -29,7 +29,8 @@ class CoTLayer(nn.Module):
     attention over channels joins both contexts.
 
     With ``mutable=["intermediates"]`` it gives, for a look inside: ``aggregation_weights``
-    [N, H, W, G, K*K, C/8/G], ``static`` and ``dynamic`` [N, H, W, C].
+    [N, H, W, G, K*K, C/8/G], ``static`` and ``dynamic`` [N, H, W, C], and ``dynamic_share``
+    [N, C], how much of the result is the dynamic context; ``cotnet_jax.inspection`` collects them.
 
     Attributes:
       kernel_size: K, odd, of the static context and of the aggregation.
@@ -122,4 +123,5 @@ class CoTLayer(nn.Module):
         logits = logits.reshape(*logits.shape[:3], channels, 2)
         share = nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
         share = share.astype(static.dtype)
+        self.sow("intermediates", "dynamic_share", share[:, 0, 0, :, 0])
         return dynamic * share[..., 0] + static * share[..., 1]

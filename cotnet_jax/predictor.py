@@ -1,0 +1,210 @@
+"""Pictures in, names of what is on them out: a network with all that evaluation puts around it."""
+
+import concurrent.futures
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cotnet_jax.data import class_names, transforms
+from cotnet_jax.data.mixing import normalize
+from cotnet_jax.inspection import CoTContexts, cot_contexts
+from cotnet_jax.models import create_model
+from cotnet_jax.weights import Weights, read_weights
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+
+class Predictor:
+    """A network with its weights and its evaluation's preprocessing; ``load`` makes one.
+
+    Attributes:
+      model: the ``CoTNet``.
+      variables: its {"params", "batch_stats"}, on the device.
+      names: of the classes, in the order of the logits.
+      settings: of evaluation: image_size in pixels, crop, interpolation, mean, std.
+      notes: what was read, a line each.
+
+    Args:
+      weights: of ``read_weights``.
+      names: of the classes; None takes those that come with the weights, ImageNet's for 1,000
+        classes, or "class 0", "class 1", ...
+
+    Raises:
+      ValueError: the weights have no classifier, take other than RGB pictures, or have another
+        number of classes than names.
+    """
+
+    def __init__(self, weights: Weights, names: Sequence[str] | None = None):
+        if not weights.num_classes:
+            raise ValueError("these weights have no classifier, so they cannot name anything")
+        if weights.input_channels != 3:
+            raise ValueError(
+                f"these weights take pictures of {weights.input_channels} channels, not of 3"
+            )
+        self.names = tuple(names or weights.class_names or _default_names(weights.num_classes))
+        if len(self.names) != weights.num_classes:
+            raise ValueError(
+                f"{len(self.names)} names of classes, but the weights have {weights.num_classes}"
+            )
+        self.settings = weights.settings
+        self.notes = weights.notes
+        self.model = create_model(
+            weights.model, num_classes=weights.num_classes, **weights.attributes
+        )
+        self.variables = jax.device_put(weights.variables)
+        self._apply = jax.jit(self._probabilities)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        weights: Literal["ema", "raw"] | None = None,
+        model: str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> "Predictor":
+        """Reads a converted folder, a training workdir or a file of PyTorch.
+
+        Args:
+          path, weights, model: as of ``cotnet_jax.load``.
+          names: of the classes, as above.
+
+        Raises:
+          FileNotFoundError: nothing is there.
+          ValueError: it cannot be read or used; the message says why.
+        """
+        return cls(read_weights(path, weights, model), names)
+
+    def prepare(self, picture: str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
+        """A picture as evaluation sees it: uint8 [size, size, 3], RGB.
+
+        Args:
+          picture: path of a file, a file's bytes, or decoded pixels, uint8 [H, W, 3].
+
+        Raises:
+          OSError, transforms.DecodeError: it cannot be read.
+          ValueError: the pixels are something else.
+        """
+        if isinstance(picture, (str, os.PathLike)):
+            picture = pathlib.Path(picture).read_bytes()
+        if isinstance(picture, bytes):
+            picture = transforms.decode(picture)
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(
+                f"pixels must be uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}"
+            )
+        return transforms.eval_transform(
+            picture,
+            self.settings["image_size"],
+            crop=self.settings["crop"],
+            interpolation=self.settings["interpolation"],
+        )
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """Prepared pictures [N, size, size, 3] of values 0..255 -> probabilities [N, classes]."""
+        return np.asarray(self._apply(self.variables, pictures))
+
+    def classify(self, pictures: np.ndarray, top: int = 5) -> list[list[dict[str, Any]]]:
+        """Names what is on prepared pictures, [N, size, size, 3].
+
+        Returns:
+          For each picture its likeliest classes, the likeliest first:
+          {"class": index of the logit, "name", "probability"}.
+        """
+        return [self._top(row, top) for row in self(pictures)]
+
+    def look_inside(self, pictures: np.ndarray) -> dict[str, CoTContexts]:
+        """What the CoT layers made of prepared pictures, by the layer's path (``cot_contexts``)."""
+        return cot_contexts(self.model, self.variables, self._normalize(pictures))[1]
+
+    def _probabilities(self, variables, pictures):
+        return jax.nn.softmax(self.model.apply(variables, self._normalize(pictures)))
+
+    def _normalize(self, pictures):
+        return normalize(
+            jnp.asarray(pictures), self.settings["mean"], self.settings["std"], self.model.dtype
+        )
+
+    def _top(self, probabilities, count):
+        likeliest = np.argsort(-probabilities, kind="stable")[:count]
+        return [
+            {"class": int(i), "name": self.names[i], "probability": float(probabilities[i])}
+            for i in likeliest
+        ]
+
+    def predict_files(
+        self, paths: Sequence, top: int = 5, batch_size: int = 32
+    ) -> Iterator[dict[str, Any]]:
+        """Reads and classifies picture files, in order.
+
+        Yields:
+          {"path", "top": [{"class", "name", "probability"}, ...]}, the likeliest first, or
+          {"path", "error"} for a file that cannot be read.
+        """
+        batch_size = min(batch_size, len(paths))
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            # A batch is decoded while the one before it is classified.
+            batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+            ahead = self._start(pool, batches[0]) if batches else None
+            for index, batch in enumerate(batches):
+                prepared = [future.result() for future in ahead]
+                if index + 1 < len(batches):
+                    ahead = self._start(pool, batches[index + 1])
+                yield from self._classify(batch, prepared, top, batch_size)
+
+    def _start(self, pool, paths):
+        return [pool.submit(self._try, path) for path in paths]
+
+    def _try(self, path):
+        try:
+            return self.prepare(path)
+        except (OSError, transforms.DecodeError) as error:
+            return str(error)
+
+    def _classify(self, paths, prepared, top, batch_size):
+        size = self.settings["image_size"]
+        # Always as many, so that it is compiled once.
+        pictures = np.zeros((batch_size, size, size, 3), np.uint8)
+        for row, picture in enumerate(prepared):
+            if not isinstance(picture, str):
+                pictures[row] = picture
+        probabilities = self(pictures)
+        for path, picture, row in zip(paths, prepared, probabilities, strict=False):
+            if isinstance(picture, str):
+                yield {"path": str(path), "error": picture}
+                continue
+            yield {"path": str(path), "top": self._top(row, top)}
+
+
+def find_pictures(paths: Iterable) -> list[pathlib.Path]:
+    """Files as they are, and for folders the picture files anywhere in them, sorted.
+
+    Raises:
+      ValueError: lists all that do not exist and all folders without a picture.
+    """
+    found, problems = [], []
+    for path in map(pathlib.Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                problems.append(f"{path}: no picture in this folder ({', '.join(SUFFIXES)})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            problems.append(f"{path}: no such file or folder")
+    if problems:
+        raise ValueError(
+            "\n  ".join([f"{len(problems)} of the pictures are not there:", *problems])
+        )
+    return found
+
+
+def _default_names(count):
+    if count == class_names.IMAGENET_CLASSES:
+        return class_names.imagenet_names()
+    return tuple(f"class {index}" for index in range(count))
