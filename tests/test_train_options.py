@@ -98,6 +98,40 @@ def test_frozen_parts_are_the_whole_batch():
     )
 
 
+def test_accumulated_parts_give_their_mean_gradient():
+    """Each part has its own batch statistics, and the running ones take one after the other."""
+    history, metrics = steps(Small(), 1, accumulate_steps=2)
+    first, last = history
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    images = ((images / 255 - 0.5) / 0.25).astype(np.float32)
+
+    def loss_of(params, batch_stats, part):
+        logits, updates = Small().apply(
+            {"params": params, "batch_stats": batch_stats},
+            images[part],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        targets = jax.nn.one_hot(np.arange(8)[part], 10)
+        return optax.softmax_cross_entropy(logits, targets).mean(), updates["batch_stats"]
+
+    batch_stats, losses, gradients = first.batch_stats, [], []
+    for part in (slice(0, 4), slice(4, 8)):
+        (loss, batch_stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            first.params, batch_stats, part
+        )
+        losses.append(loss)
+        gradients.append(gradient)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, first.params, mean)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert metrics["gradient_norm"] == pytest.approx(float(optax.global_norm(mean)), rel=1e-4)
+    for ours, theirs in ((last.params, expected), (last.batch_stats, batch_stats)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs
+        )
+
+
 def test_averages_follow_their_schedule():
     history, _ = steps(Small(), 3, ema_step_size=lambda step: 1 / (2 + step))
     expected = history[0].ema

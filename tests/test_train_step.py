@@ -32,15 +32,6 @@ PRELUDE = """
             state, metrics = step(state, batch)
         return jax.device_get((state.params, state.batch_stats))
 
-    def traced():
-        '''The step of the digits' configuration over all devices, traced.'''
-        config = digits.get_config()
-        setup = experiment.set_up(config)
-        optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
-        state = train.initial_state(setup, optimizer)
-        batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
-        return train.make_step(setup, optimizer).trace(state, batch)
-
     def difference(a, b):
         '''Largest ||a - b|| / ||b|| over all arrays.'''
         norm = lambda a, b: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3))
@@ -91,27 +82,36 @@ def test_accumulated_parts_are_like_devices():
     assert statistics > 1e-5
 
 
-def test_a_step_with_local_statistics_exchanges_only_sums():
-    counts = run(
+@pytest.fixture(scope="module")
+def lowered():
+    """What is in the digits' step over four devices: collectives, convolutions by platform."""
+    return run(
         """
     import re
-    text = traced().lower().compile().as_text()
+
+    config = digits.get_config()
+    setup = experiment.set_up(config)
+    optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
+    state = train.initial_state(setup, optimizer)
+    batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
+    step = train.make_step(setup, optimizer).trace(state, batch)
+
+    text = step.lower().compile().as_text()
     names = ("all-gather", "all-to-all", "collective-permute", "all-reduce")
-    print(json.dumps({name: len(re.findall(name + r"(-start)?[(]", text)) for name in names}))
-    """,
-        devices=4,
-    )
-    assert counts["all-reduce"] > 0
-    assert counts["all-gather"] == counts["all-to-all"] == counts["collective-permute"] == 0
-
-
-def test_the_step_lowers_for_accelerators():
-    sizes = run(
-        """
-    step = traced()
+    collectives = {name: len(re.findall(name + r"(-start)?[(]", text)) for name in names}
     lower = lambda platform: step.lower(lowering_platforms=(platform,)).as_text()
-    print(json.dumps({p: lower(p).count("stablehlo.convolution") for p in ("tpu", "cuda")}))
+    convolutions = {p: lower(p).count("stablehlo.convolution") for p in ("tpu", "cuda")}
+    print(json.dumps({"collectives": collectives, "convolutions": convolutions}))
     """,
         devices=4,
     )
-    assert min(sizes.values()) > 50
+
+
+def test_a_step_with_local_statistics_exchanges_only_sums(lowered):
+    counts = lowered["collectives"]
+    assert counts.pop("all-reduce") > 0
+    assert set(counts.values()) == {0}
+
+
+def test_the_step_lowers_for_accelerators(lowered):
+    assert min(lowered["convolutions"].values()) > 50
