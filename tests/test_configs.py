@@ -65,6 +65,33 @@ def test_recipe(name):
     assert not find_problems(config, devices=8)
 
 
+def test_what_all_recipes_share():
+    config = default.get_config()
+    shared = {
+        "optimizer": {"momentum": 0.9, "weight_decay": 4e-5, "clip_norm": 0.0},
+        "mixing": {
+            "probability": 1.0,
+            "cutmix_probability": 0.5,
+            "mixup_alpha": 0.8,
+            "cutmix_alpha": 1.0,
+            "label_smoothing": 0.1,
+        },
+        "ema": {"decay": 0.9999, "warmup": False},
+    }
+    for section, fields in shared.items():
+        assert config[section].to_dict() == fields
+    schedule, augment, data = config.schedule, config.augment, config.data
+    assert (schedule.warmup_epochs, schedule.warmup_start, schedule.final) == (5, 1e-4, 1e-5)
+    assert schedule.base_batch_size == 0
+    assert (augment.scale, augment.ratio, augment.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
+    assert augment.randaugment == "rand-m15-mstd0.5-n2"
+    assert augment.erasing_probability == 0
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert config.model.drop_rate == 0.25
+    assert not (config.model.sync_batch_norm or config.model.freeze_batch_norm)
+    assert config.checkpoint.keep_best == 10
+
+
 # A value that each field cannot have.
 BAD = {
     "seed": -1,

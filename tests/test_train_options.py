@@ -1,6 +1,7 @@
 """Options of training, on a network that compiles in a second."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -105,20 +106,18 @@ def test_accumulated_parts_give_their_mean_gradient():
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
     images = ((images / 255 - 0.5) / 0.25).astype(np.float32)
 
-    def loss_of(params, batch_stats, part):
-        logits, updates = Small().apply(
-            {"params": params, "batch_stats": batch_stats},
-            images[part],
-            train=True,
-            mutable=["batch_stats"],
-        )
-        targets = jax.nn.one_hot(np.arange(8)[part], 10)
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def of_part(params, batch_stats, images, labels):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updates = Small().apply(variables, images, train=True, mutable=["batch_stats"])
+        targets = jax.nn.one_hot(labels, 10)
         return optax.softmax_cross_entropy(logits, targets).mean(), updates["batch_stats"]
 
     batch_stats, losses, gradients = first.batch_stats, [], []
     for part in (slice(0, 4), slice(4, 8)):
-        (loss, batch_stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            first.params, batch_stats, part
+        (loss, batch_stats), gradient = of_part(
+            first.params, batch_stats, images[part], np.arange(8)[part]
         )
         losses.append(loss)
         gradients.append(gradient)
