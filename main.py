@@ -5,16 +5,20 @@
 
 The same command again goes on where the run in DIR stopped. --mode=evaluate takes the run's best
 checkpoint, or without --workdir what --config.init_from=PATH names.
+Exit codes: 0 finished, 1 error, 75 stopped by SIGTERM with the last step saved, 130 by Ctrl-C.
 """
 
 import json
+import signal
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cotnet_jax.checkpoint import CheckpointError
+from cotnet_jax.data.pipeline import UndecodableError
 from cotnet_jax.evaluate import evaluate_only
+from cotnet_jax.preemption import EXIT_CODE, PreemptedError
 from cotnet_jax.train import DivergedError, train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -51,9 +55,19 @@ def main(argv):
     run = {"train": train, "evaluate": evaluate_only}[MODE.value]
     try:
         figures = run(CONFIG.value, WORKDIR.value)
-    except (ValueError, OSError, CheckpointError, DivergedError) as error:
+    except (ValueError, OSError, CheckpointError, DivergedError, UndecodableError) as error:
         logging.debug("failed", exc_info=True)
         sys.exit(f"error: {error}")
+    except PreemptedError as stop:
+        print(f"stopped by SIGTERM: {stop}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        print(
+            "interrupted. The same command goes on after the newest checkpoint in "
+            f"{WORKDIR.value}/checkpoints.",
+            file=sys.stderr,
+        )
+        sys.exit(128 + signal.SIGINT)
     print(json.dumps(figures), flush=True)
     print(summary(figures), file=sys.stderr)
 

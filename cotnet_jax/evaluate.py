@@ -56,23 +56,25 @@ def evaluate_only(
 
 
 @contextlib.contextmanager
-def evaluating(experiment: Evaluation) -> Iterator[Callable[[dict[str, dict]], dict[str, float]]]:
+def evaluating(experiment: Evaluation) -> Iterator[Callable[..., dict[str, float]]]:
     """The function {name: variables} -> figures of one pass, which it also logs.
 
     What reads the pictures is started by the first call, serves all, and ends with the context.
+    The function's ``after_batch`` is that of :func:`evaluate`.
     """
     config, mesh = experiment.config, experiment.mesh
     eval_step = make_eval_step(
         experiment.model, mesh=mesh, mean=config.data.mean, std=config.data.std
     )
 
-    def evaluate_all(variables):
+    def evaluate_all(variables, after_batch=lambda: None):
         figures = evaluate(
             eval_step,
             parallel.replicate(mesh, variables),
             itertools.islice(batches, experiment.steps_per_pass),
             mesh=mesh,
             total=len(experiment.eval_source),
+            after_batch=after_batch,
         )
         for name in variables:
             logging.info(
@@ -129,6 +131,7 @@ def evaluate(
     *,
     mesh: Mesh,
     total: int,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Runs one pass and gives {NAME_top1, NAME_top5} in percent, {NAME_loss} in nats, {count}.
 
@@ -141,6 +144,7 @@ def evaluate(
       batches: this process's rows of one pass over a split.
       mesh: the devices that ``eval_step`` was made for.
       total: pictures in the split, for the progress shown.
+      after_batch: called after each batch; what it raises ends the evaluation.
 
     Raises:
       RuntimeError: the pass did not count ``total`` pictures.
@@ -162,6 +166,7 @@ def evaluate(
                 format_duration(seconds / max(done, 1) * (total - done)),
             )
             line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+        after_batch()
     figures = {}
     for name, each in jax.device_get(sums).items():
         count = int(each["count"])

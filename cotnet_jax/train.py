@@ -23,6 +23,7 @@ from cotnet_jax.data.mixing import mix_batch
 from cotnet_jax.experiment import Experiment, set_up
 from cotnet_jax.metrics import MetricWriter
 from cotnet_jax.optim import ema_step_sizes, make_optimizer
+from cotnet_jax.preemption import PreemptedError, StopRequest
 from cotnet_jax.profiling import Profiler
 from cotnet_jax.progress import Progress
 from cotnet_jax.train_state import TrainState
@@ -49,6 +50,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         another run.
       DivergedError: a loss was not finite; says where, and which checkpoint is good.
       CheckpointError, OSError: something could not be written; earlier checkpoints are intact.
+      PreemptedError: SIGTERM came after the first step of this process, and all is saved.
     """
     workdir = Path(workdir)
     experiment = set_up(config)
@@ -66,18 +68,41 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
     )
     train_step = make_step(experiment, optimizer)
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest(experiment.mesh))
         checkpointer = stack.enter_context(open_checkpoints(workdir, config))
         evaluate_all = stack.enter_context(evaluate.evaluating(experiment))
         restored = checkpointer.restore_latest(state)
         state = state if restored is None else restored
         first_step = int(state.step)
+        writer = stack.enter_context(MetricWriter(workdir, resume_step=first_step))
+
+        def leave(step: int):
+            checkpointer.wait()
+            raise PreemptedError(
+                f"step {step} of {experiment.total_steps} is saved in {checkpointer.directory}; "
+                "the same command goes on from there."
+            )
+
+        def save_and_evaluate(step: int) -> dict[str, float]:
+            # Saved first: what stops the run during the evaluation costs the evaluation alone.
+            checkpointer.save(state)
+            figures = evaluate_all(
+                named_weights(state), after_batch=lambda: stop.reached() and leave(step)
+            )
+            writer.write_scalars(step, figures)
+            checkpointer.save(state, figures)
+            return figures
+
+        figures = {}
         if first_step:
             logging.info("Going on after step %d of %d.", first_step, experiment.total_steps)
+            if experiment.evaluates_after(first_step) and not checkpointer.metrics(first_step):
+                logging.info("Evaluating step %d, which was saved but not evaluated.", first_step)
+                figures = save_and_evaluate(first_step)
         if first_step >= experiment.total_steps:
             logging.info("This run is finished; evaluating its last weights.")
-            return evaluate_all(named_weights(state))
+            return figures or evaluate_all(named_weights(state))
 
-        writer = stack.enter_context(MetricWriter(workdir, resume_step=first_step))
         progress = Progress(
             total_steps=experiment.total_steps,
             steps_per_epoch=experiment.steps_per_epoch,
@@ -95,7 +120,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         stack.enter_context(profiler)
         batches = stack.enter_context(contextlib.closing(experiment.train_batches(first_step)))
         losses = {}
-        figures = {}
         left = itertools.islice(batches, experiment.total_steps - first_step)
         for batch in progress.waiting_for(parallel.on_devices(experiment.mesh, left)):
             rate = experiment.learning_rate(progress.step)
@@ -109,16 +133,17 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             if line:
                 check_finite(losses, experiment, checkpointer)
                 writer.write_scalars(step, line)
+            asked_to_stop = stop.reached()
             if experiment.evaluates_after(step):
                 with progress.aside():
                     check_finite(losses, experiment, checkpointer)
-                    figures = evaluate_all(named_weights(state))
-                    writer.write_scalars(step, figures)
-                    checkpointer.save(state, figures)
-            elif experiment.saves_after(step):
+                    figures = save_and_evaluate(step)
+            elif asked_to_stop or experiment.saves_after(step):
                 with progress.aside():
                     check_finite(losses, experiment, checkpointer)
                     checkpointer.save(state)
+            if asked_to_stop and step < experiment.total_steps:
+                leave(step)
     return figures
 
 

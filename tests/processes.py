@@ -17,19 +17,57 @@ def start_python(code: str, *arguments, devices: int = 1) -> subprocess.Popen:
 
     ``code`` is dedented, and can import the package, the configs and the tests' helpers.
     """
-    environment = {
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=_environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class TrainingRun(subprocess.Popen):
+    """main.py with the small network, in a process group of its own; stderr is in ``lines``.
+
+    Args:
+      workdir: of the run; the other arguments are further flags.
+    """
+
+    def __init__(self, workdir, *flags: str, devices: int = 1):
+        super().__init__(
+            [sys.executable, _TESTS / "small_network.py", f"--workdir={workdir}", *flags],
+            env=_environment(devices),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+
+    def wait_for(self, text: str) -> str:
+        """Reads on until a line has ``text``, and gives that line."""
+        for line in self.stderr:
+            self.lines.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} was not said:\n{''.join(self.lines)}")
+
+    def end(self, timeout: float = 120) -> str:
+        """Waits for the end, and gives all that was said; ``returncode`` is set."""
+        try:
+            _, rest = self.communicate(timeout=timeout)
+        finally:
+            self.kill()
+        return "".join([*self.lines, rest])
+
+
+def _environment(devices: int) -> dict[str, str]:
+    return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{QUICK_COMPILATION} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS)]),
     }
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def finish(*processes: subprocess.Popen, timeout: float = 120) -> list[str]:

@@ -3,38 +3,22 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 import pytest
+from small_network import Small
 
 from configs import default, digits
 from cotnet_jax import evaluate, experiment, optim, parallel, profiling, train, weights
 from cotnet_jax.checkpoint import open_checkpoints
 from cotnet_jax.data import pipeline
 from cotnet_jax.experiment import Experiment
-from cotnet_jax.layers import BatchNorm
 from cotnet_jax.metrics import read_metrics
 from cotnet_jax.train_state import TrainState
 from cotnet_jax.train_step import make_train_step
-
-
-class Small(nn.Module):
-    """One convolution with its batch norm, pooled and classified; attributes as of CoTNet."""
-
-    num_classes: int = 10
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
-    freeze_batch_norm: bool = False
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        x = nn.Conv(128, (3, 3), strides=4, name="conv")(images)
-        norm = BatchNorm(use_running_average=not train, frozen=self.freeze_batch_norm, name="bn")
-        return nn.Dense(self.num_classes, name="head")(nn.relu(norm(x)).mean((1, 2)))
 
 
 def steps(model, count, *, accumulate_steps=1, ema_step_size=lambda step: 0.5):

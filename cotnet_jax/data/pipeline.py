@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from cotnet_jax.data import randaugment, transforms
+from cotnet_jax.data import randaugment, transforms, worker_processes
 from cotnet_jax.data.real_labels import validation_number
 from cotnet_jax.data.sources import Source, open_source
 
@@ -266,7 +266,8 @@ def _batches(
     if workers:
         # Worker w makes parts w, w + workers, ... and they are taken in turn: the same stream.
         parts = parts.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=parts_ahead)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=parts_ahead),
+            worker_init_fn=worker_processes.end_with_main_process,
         )
     batches = parts.batch(rows // part, drop_remainder=True, batch_fn=_join)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=data.prefetch)
@@ -282,6 +283,8 @@ def _checked(
     """Counts the pictures that could not be decoded, each once, and stops at too many."""
     undecodable: set[int] = set()
     iterator = iter(batches)
+    with worker_processes.sheltered_from_signals():
+        iterator.start_prefetch()
     try:
         for batch in iterator:
             indices = batch.pop("undecodable")

@@ -1,0 +1,37 @@
+"""Worker processes that outlive a signal to the whole process group, but not the main process."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def sheltered_from_signals() -> Iterator[None]:
+    """Threads and processes started inside never get SIGTERM or SIGINT, nor do their children.
+
+    Schedulers and terminals send these to all processes of a run. The main process decides what
+    follows, and needs its workers until it has.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+def end_with_main_process(worker: int, workers: int) -> None:
+    """Called in a new worker, as Grain's ``worker_init_fn``.
+
+    Grain ends its workers itself when it can; a main process that is killed cannot.
+    """
+    del worker, workers
+    main = multiprocessing.parent_process()
+
+    def wait_and_exit():
+        main.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_and_exit, daemon=True).start()
