@@ -16,6 +16,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import app, flags, logging
@@ -56,14 +57,15 @@ FORMS = {
 }
 
 
-def compile_step(setup: experiment.Experiment, form: str):
-    """The compiled step of a form, and the state that it starts from."""
+def trace_step(setup: experiment.Experiment, form: str, optimizer, state, batch):
+    """The step of a form, not compiled yet, and the state that it starts from."""
     config = copy.deepcopy(setup.config)
     model = FORMS[form](config, setup.model)
     setup = dataclasses.replace(setup, config=config, model=model)
-    optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
-    state = train.initial_state(setup, optimizer)
-    return train.make_step(setup, optimizer).lower(state, make_batch(setup)).compile(), state
+    ema = jax.tree.map(jnp.copy, state.ema) if config.ema.decay else None
+    # A step takes its state's memory, so that each form needs its own.
+    state = jax.tree.map(jnp.copy, state).replace(ema=ema)
+    return train.make_step(setup, optimizer).lower(state, batch), state
 
 
 def make_batch(setup: experiment.Experiment):
@@ -93,11 +95,18 @@ def benchmark(config: ml_collections.ConfigDict, forms: list[str], trace: str) -
         f"{config.model.name}, {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}, "
         f"{setup.model.dtype.name}, batch {config.batch_size}, {config.data.image_size} pixels"
     )
+    optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
+    state, batch = train.initial_state(setup, optimizer), make_batch(setup)
+    start = time.perf_counter()
+    traced = {form: trace_step(setup, form, optimizer, state, batch) for form in forms}
+    logging.info("traced %d forms in %.0f s; compiling", len(forms), time.perf_counter() - start)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        start = time.perf_counter()
-        compiled = dict(zip(forms, pool.map(lambda f: compile_step(setup, f), forms), strict=True))
-        logging.info("compiled in %.0f s", time.perf_counter() - start)
-    batch = make_batch(setup)
+        steps = pool.map(lambda lowered: lowered.compile(), [low for low, _ in traced.values()])
+        compiled = {
+            form: (step, first)
+            for step, (form, (_, first)) in zip(steps, traced.items(), strict=True)
+        }
+    logging.info("compiled after %.0f s", time.perf_counter() - start)
     memory = compiled[forms[0]][0].memory_analysis()
     if memory is not None:
         used = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9
