@@ -177,5 +177,39 @@ def test_a_workdir_of_another_model_is_refused(finished):
     assert sorted(workdir.rglob("*")) == before
 
 
+@pytest.mark.slow
+def test_fine_tuning_with_frozen_statistics(finished, tmp_path):
+    given = finished[0] / "checkpoints" / str(STEPS)
+    result = run(
+        tmp_path,
+        *SHORT,
+        f"--config.init_from={given}",
+        "--config.init_weights=raw",
+        "--config.model.freeze_batch_norm=True",
+    )
+    assert result.returncode == 0, result.stderr
+    before, after = final_arrays(finished[0])["weights"], final_arrays(tmp_path)
+    for statistics in (after["weights"]["batch_stats"], after["ema"]["batch_stats"]):
+        jax.tree.map(np.testing.assert_array_equal, statistics, before["batch_stats"])
+    same = jax.tree.map(np.array_equal, after["weights"]["params"], before["params"])
+    # Biases in front of a batch norm of batch statistics had no gradient; now all have one.
+    assert not any(jax.tree.leaves(same))
+
+
+def test_only_given_weights_are_evaluated_without_a_workdir(finished):
+    def main(*options):
+        line = [option for option in command("", *SHORT, *options) if option != "--workdir="]
+        return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+
+    given = finished[0] / "checkpoints" / str(STEPS)
+    result = main("--mode=evaluate", f"--config.init_from={given}")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout.splitlines()[-1])
+    metrics = read_metrics(finished[0] / "metrics.jsonl")
+    assert figures["given_top1"] == metrics[STEPS]["ema_top1"]
+    assert f"--weights={given} PICTURE" in result.stderr
+    assert "--workdir=DIR is missing" in error_of(main("--mode=evaluate"))
+
+
 def test_nothing_to_evaluate(tmp_path):
     assert "missing" in error_of(run(tmp_path, *SHORT, "--mode=evaluate"))

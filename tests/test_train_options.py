@@ -148,6 +148,22 @@ def test_when_to_evaluate_and_save(fields, evaluated, saved):
     assert [step for step in range(1, 13) if run.saves_after(step)] == saved
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_kept_is_float32_whatever_is_computed_with(dtype):
+    config = digits.get_config()
+    config.model.dtype = dtype
+    run = experiment.set_up(config, devices=jax.devices()[:1])
+    optimizer = optim.make_optimizer(config.optimizer, run.rates, run.steps_per_epoch)
+    state = train.state_shapes(run, optimizer)
+    batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
+    traced = train.make_step(run, optimizer).trace(state, batch)
+    after, metrics = traced.out_info
+    assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(lambda a: a.dtype, state)
+    kept = jax.tree.leaves((after.params, after.batch_stats, after.ema, metrics))
+    assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32")}
+    assert ("bf16" in str(traced.jaxpr)) == (dtype == "bfloat16")
+
+
 @pytest.fixture
 def config(monkeypatch):
     """A run of three epochs of four steps on the digits, with the small network."""
@@ -233,6 +249,22 @@ def test_a_window_of_steps_is_profiled(config, tmp_path, monkeypatch):
     assert trace(0, total_steps=3) == [1, 2, "start", 3, "stop"]
     window.steps = 0
     assert "start" not in trace(0)
+
+
+def test_a_profile_that_cannot_be_written_does_not_end_the_run(
+    config, tmp_path, caplog, monkeypatch
+):
+    def full():
+        # As JAX has it where the disk is full; a real one would leave its profiler unusable.
+        raise RuntimeError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    config.profile.first_step, config.profile.steps = 1, 1
+    with profiling.Profiler(tmp_path, config.profile, start_step=0, total_steps=1) as profiler:
+        profiler.before_step(1)
+        profiler.after_step(1, [])
+    assert f"The profile could not be written to {tmp_path}: RESOURCE_EXHAUSTED" in caplog.text
 
 
 def test_a_profile_lies_beside_the_curves(config, tmp_path, caplog):
