@@ -7,16 +7,14 @@ import gc
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Literal
 
 import jax
 import numpy as np
 
 from cotnet_jax.models import create_model
-from cotnet_jax.torch_files import read_torch_checkpoint, write_safetensors
+from cotnet_jax.torch_files import Kind, read_torch_checkpoint, write_safetensors
 from cotnet_jax.torch_weights import to_torch_state_dict
-from cotnet_jax.weights import read_weights
+from cotnet_jax.weights import is_converted_or_trained, read_weights
 from cotnet_jax.weights_folder import (
     NewFolder,
     WeightsError,
@@ -28,16 +26,13 @@ from cotnet_jax.weights_folder import (
 # Side of the random picture that the written copy must give finite logits for: any size will do.
 CHECKED_SIZE = 64
 _CHUNK = 2**20
+Path = str | os.PathLike
 
 
 def convert_torch_file(
-    input: str | os.PathLike,
-    output: str | os.PathLike,
-    model: str | None = None,
-    weights: Literal["ema", "raw"] | None = None,
-    say: Callable[[str], None] = print,
+    input: Path, output: Path, model: str | None = None, weights: Kind | None = None
 ) -> None:
-    """Turns a file of PyTorch into a folder of weights, whole or not at all.
+    """Turns a file of PyTorch into a folder of weights, whole or not at all; prints a report.
 
     The written copy is read back and compared with the file array by array, and must give finite
     logits.
@@ -47,22 +42,20 @@ def convert_torch_file(
       output: folder to be made; ``weights_folder`` has its layout.
       model: its name; None finds it by the names and shapes of the tensors.
       weights: which ones; None takes the moving averages where the file has them.
-      say: is given each line of the report.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: the file cannot be read, its weights do not fit, or the output exists.
     """
     input = pathlib.Path(input)
-    if input.is_dir():
+    if is_converted_or_trained(input):
         raise WeightsError(
-            f"{input} is a folder; give a .pth.tar, .pth or .safetensors file, or --to-torch for "
-            "the other way"
+            f"{input} holds weights for JAX already, to use as they are; --to-torch writes them as "
+            "a file for PyTorch"
         )
     with NewFolder(output) as folder:
         read = read_weights(input, weights, model)
-        for note in read.notes:
-            say(note)
+        print(*read.notes, sep="\n", flush=True)
         net = create_model(read.model, num_classes=read.num_classes)
         folder.write(
             read.variables,
@@ -90,28 +83,24 @@ def convert_torch_file(
         _require_same(digests, array_digests(written), output)
         _require_finite(logits_of(written), output)
         folder.publish()
-    say(f"wrote     {folder.path}")
-    say(
+    print(f"wrote     {folder.path}")
+    print(
         f"checked   {len(digests)} arrays read back equal bit by bit; finite logits for a random "
         f"picture of {CHECKED_SIZE} x {CHECKED_SIZE}"
     )
 
 
 def convert_to_torch(
-    input: str | os.PathLike,
-    output: str | os.PathLike,
-    model: str | None = None,
-    weights: Literal["ema", "raw"] | None = None,
-    say: Callable[[str], None] = print,
+    input: Path, output: Path, model: str | None = None, weights: Kind | None = None
 ) -> None:
-    """Writes weights as a state dict with PyTorch's names, in a .safetensors file.
+    """Writes weights as a .safetensors file with PyTorch's names, and prints a report.
 
     ``model.load_state_dict(safetensors.torch.load_file(output))`` takes it in PyTorch.
 
     Args:
       input: a folder of weights, a training run's workdir, or a file of PyTorch.
       output: the .safetensors file to be made.
-      model, weights, say: as of ``convert_torch_file``.
+      model, weights: as of ``convert_torch_file``.
 
     Raises:
       FileNotFoundError: nothing at ``input``.
@@ -123,8 +112,7 @@ def convert_to_torch(
     if output.exists():
         raise WeightsError(f"{output} exists already: delete it or give another --output")
     read = read_weights(input, weights, model)
-    for note in read.notes:
-        say(note)
+    print(*read.notes, sep="\n", flush=True)
     state_dict = to_torch_state_dict(
         read.model, read.variables, num_classes=read.num_classes, **read.attributes
     )
@@ -143,11 +131,11 @@ def convert_to_torch(
     except BaseException:
         output.unlink()
         raise
-    say(f"wrote     {output}: {len(state_dict)} tensors of {read.model}, {read.kind} weights")
-    say("checked   all tensors read back equal bit by bit")
+    print(f"wrote     {output}: {len(state_dict)} tensors of {read.model}, {read.kind} weights")
+    print("checked   all tensors read back equal bit by bit")
 
 
-def sha256(path: str | os.PathLike) -> str:
+def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:

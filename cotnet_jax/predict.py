@@ -42,10 +42,10 @@ def _text(result: Mapping[str, Any]) -> str:
 
 def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
-    if not _WEIGHTS.value:
-        raise app.UsageError("say whose weights: --weights=PATH")
-    if len(arguments) < 2:
-        raise app.UsageError("give pictures or folders of pictures")
+    missing = ["no --weights=PATH"] * (not _WEIGHTS.value)
+    missing += ["no pictures or folders of pictures"] * (len(arguments) < 2)
+    if missing:
+        raise app.UsageError("; ".join(missing))
     try:
         paths = find_pictures(arguments[1:])
         names = class_names.read_names(_CLASSES.value) if _CLASSES.value else None

@@ -4,7 +4,7 @@ import concurrent.futures
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from cotnet_jax.data import class_names, transforms
 from cotnet_jax.data.mixing import normalize
 from cotnet_jax.inspection import CoTContexts, cot_contexts
 from cotnet_jax.models import create_model
+from cotnet_jax.torch_files import Kind
 from cotnet_jax.weights import Weights, read_weights
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -49,7 +50,8 @@ class Predictor:
         self.names = tuple(names or weights.class_names or _default_names(weights.num_classes))
         if len(self.names) != weights.num_classes:
             raise ValueError(
-                f"{len(self.names)} names of classes, but the weights have {weights.num_classes}"
+                f"{len(self.names)} names were given, but the weights have "
+                f"{weights.num_classes} classes"
             )
         self.settings = weights.settings
         self.notes = weights.notes
@@ -63,7 +65,7 @@ class Predictor:
     def load(
         cls,
         path: str | os.PathLike,
-        weights: Literal["ema", "raw"] | None = None,
+        weights: Kind | None = None,
         model: str | None = None,
         names: Sequence[str] | None = None,
     ) -> "Predictor":
@@ -199,7 +201,7 @@ def find_pictures(paths: Iterable) -> list[pathlib.Path]:
             problems.append(f"{path}: no such file or folder")
     if problems:
         raise ValueError(
-            "\n  ".join([f"{len(problems)} of the pictures are not there:", *problems])
+            "\n  ".join([f"{len(problems)} of the paths given have no picture:", *problems])
         )
     return found
 

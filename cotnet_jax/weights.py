@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from cotnet_jax.checkpoint import CHECKPOINTS, CheckpointError, open_checkpoints
 from cotnet_jax.data import class_names
 from cotnet_jax.layers import initializers
 from cotnet_jax.models import CoTNet, create_model, list_models
-from cotnet_jax.torch_files import TorchCheckpoint, read_torch_checkpoint
+from cotnet_jax.torch_files import Kind, TorchCheckpoint, is_unpacked, read_torch_checkpoint
 from cotnet_jax.torch_weights import from_torch_state_dict
 from cotnet_jax.weights_folder import WeightsError
 
@@ -54,7 +54,7 @@ class Weights:
 
     model: str
     variables: dict[str, dict]
-    kind: Literal["ema", "raw"]
+    kind: Kind
     settings: dict[str, Any]
     attributes: dict[str, Any]
     class_names: tuple[str, ...] | None
@@ -79,7 +79,7 @@ class Weights:
 def load(
     path: str | os.PathLike,
     num_classes: int | None = None,
-    weights: Literal["ema", "raw"] | None = None,
+    weights: Kind | None = None,
     model: str | None = None,
     **attributes,
 ) -> tuple[CoTNet, dict[str, dict]]:
@@ -121,7 +121,7 @@ def load(
 
 def read_weights(
     path: str | os.PathLike,
-    weights: Literal["ema", "raw"] | None = None,
+    weights: Kind | None = None,
     model: str | None = None,
 ) -> Weights:
     """Reads weights without making the model; arguments and errors as of ``load``."""
@@ -136,15 +136,29 @@ def read_weights(
         )
     if weights_folder.is_weights_folder(path):
         read = _read_folder(path, weights)
-    elif path.is_dir() and ((path / CHECKPOINTS).is_dir() or (path / CONFIG).is_file()):
+    elif _is_workdir(path):
         read = _read_workdir(path, weights)
     elif in_checkpoints:
         read = _read_workdir(path.parent.parent, weights, int(path.name))
+    elif path.is_dir() and not is_unpacked(path):
+        raise WeightsError(
+            f"{path}: neither a folder of convert_torch_weights.py (it has no "
+            f"{weights_folder.DESCRIPTION}), nor the workdir of a training run (no {CONFIG})"
+        )
     else:
         return _read_torch(path, weights, model)
     if model not in (None, read.model):
         raise WeightsError(f"{path}: holds weights of {read.model}, not of {model}")
     return read
+
+
+def is_converted_or_trained(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is a folder of convert_torch_weights.py or a training run's workdir."""
+    return weights_folder.is_weights_folder(path) or _is_workdir(pathlib.Path(path))
+
+
+def _is_workdir(path):
+    return path.is_dir() and ((path / CHECKPOINTS).is_dir() or (path / CONFIG).is_file())
 
 
 def _read_folder(path, weights):

@@ -1,5 +1,7 @@
 """Conversion from and to PyTorch: same logits, whole or nothing, every problem named."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -60,9 +62,9 @@ def trees_equal(first, second):
 
 
 def convert_quietly(*arguments, **options):
-    lines = []
-    convert.convert_torch_file(*arguments, say=lines.append, **options)
-    return "\n".join(lines)
+    with contextlib.redirect_stdout(io.StringIO()) as report:
+        convert.convert_torch_file(*arguments, **options)
+    return report.getvalue()
 
 
 @pytest.mark.parametrize("kind", [None, "ema", "raw"])
@@ -81,7 +83,7 @@ def test_round_trip(tmp_path, checkpoint, state_dicts, no_forward_pass, kind):
     assert (model.num_classes, model.variant.blocks) == (CLASSES, (1, 1, 1, 1))
 
     back = tmp_path / "back.safetensors"
-    convert.convert_to_torch(tmp_path / "jax", back, say=lambda line: None)
+    convert.convert_to_torch(tmp_path / "jax", back)
     read = torch_files.read_torch_checkpoint(back)
     assert read.arch == "cotnet_tiny"
     arrays = read.arrays()
@@ -294,6 +296,20 @@ def test_command_errors_are_one_line(checkpoint):
     assert result.stderr == (
         f"error: {checkpoint} exists already: delete it or give another --output\n"
     )
+
+
+def test_command_says_all_that_is_missing(tmp_path):
+    result = run_command("tiny.pth")
+    assert result.returncode == 1
+    assert "no flag in front of tiny.pth; no --input=PATH; no --output=PATH" in (
+        result.stdout + result.stderr
+    )
+
+
+def test_what_is_converted_already(tmp_path, checkpoint, no_forward_pass):
+    convert_quietly(checkpoint, tmp_path / "jax")
+    with pytest.raises(WeightsError, match=r"holds weights for JAX already.*--to-torch"):
+        convert_quietly(tmp_path / "jax", tmp_path / "out")
 
 
 def golden_checkpoint(tmp_path, model, seed):

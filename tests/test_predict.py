@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     state_dict["fc.weight"] *= 20
     path = tmp_path_factory.mktemp("weights")
     (path / "tiny.pth").write_bytes(build.training_checkpoint(state_dict, None))
-    convert.convert_torch_file(path / "tiny.pth", path / "tiny", say=lambda line: None)
+    convert.convert_torch_file(path / "tiny.pth", path / "tiny")
     return path / "tiny"
 
 
@@ -108,7 +108,7 @@ def test_find_pictures(pictures, tmp_path):
     found = [path.relative_to(pictures).as_posix() for path in find_pictures([pictures])]
     assert found == ["a.png", "b.jpg", "e.bmp", "more/c.PNG", "more/d.webp"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="2 of the pictures are not there") as error:
+    with pytest.raises(ValueError, match="2 of the paths given have no picture") as error:
         find_pictures([pictures, tmp_path / "empty", tmp_path / "none.jpg"])
     assert "no picture in this folder" in str(error.value)
     assert "no such file or folder" in str(error.value)
@@ -118,7 +118,7 @@ def test_names(folder):
     read = weights.read_weights(folder)
     assert Predictor(read).names[9] == "class 9"
     assert Predictor(read, list("abcdefghij")).names[9] == "j"
-    with pytest.raises(ValueError, match="3 names of classes, but the weights have 10"):
+    with pytest.raises(ValueError, match="3 names were given, but the weights have 10 classes"):
         Predictor(read, list("abc"))
 
 
@@ -185,9 +185,16 @@ def test_command_in_words(folder, pictures):
     assert [line[8:17] for line in lines[1:]] == [" %  class"] * 2
 
 
-def test_command_errors(folder, tmp_path):
+def test_command_errors(tmp_path):
     result = run_command(f"--weights={tmp_path / 'none'}", tmp_path / "x.jpg")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: 1 of the pictures are not there:")
-    result = run_command(tmp_path / "x.jpg")
-    assert "say whose weights: --weights=PATH" in result.stdout + result.stderr
+    assert result.stderr.startswith("error: 1 of the paths given have no picture:")
+    result = run_command()
+    assert "no --weights=PATH; no pictures or folders" in result.stdout + result.stderr
+
+
+def test_files_without_names(tmp_path, pictures):
+    with pytest.raises(OSError, match=r"none: no names of classes: No such file"):
+        class_names.read_names(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"b.jpg: not a text file"):
+        class_names.read_names(pictures / "b.jpg")

@@ -589,8 +589,12 @@ def test_other_files_are_named(tmp_path, data, message):
 def test_unpacked_folder_and_missing_file(tmp_path):
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "data.pkl").write_bytes(b"")
-    with pytest.raises(torch_files.TorchFileError, match="not to be unpacked"):
-        torch_files.read_torch_checkpoint(tmp_path)
+    for unpacked in (tmp_path, tmp_path / "archive", tmp_path / "archive" / "data.pkl"):
+        with pytest.raises(torch_files.TorchFileError, match="not to be unpacked"):
+            torch_files.read_torch_checkpoint(unpacked)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(torch_files.TorchFileError, match="a folder, not a file of PyTorch"):
+        torch_files.read_torch_checkpoint(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no file"):
         torch_files.read_torch_checkpoint(tmp_path / "missing.pth")
 

@@ -49,7 +49,7 @@ def torch_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(torch_file):
     path = torch_file.with_name("tiny")
-    convert.convert_torch_file(torch_file, path, say=lambda line: None)
+    convert.convert_torch_file(torch_file, path)
     return path
 
 
@@ -152,7 +152,7 @@ def test_workdir_without_averages_or_evaluation(tmp_path):
 
 def test_workdir_back_to_torch(tmp_path, workdir):
     output = tmp_path / "w.safetensors"
-    convert.convert_to_torch(workdir, output, say=lambda line: None)
+    convert.convert_to_torch(workdir, output)
     read = weights.read_weights(output)
     assert (read.model, read.batches, read.num_classes) == ("cotnet_tiny", 2, CLASSES)
     assert equal(read.variables, variables_of(22))
@@ -161,7 +161,7 @@ def test_workdir_back_to_torch(tmp_path, workdir):
 def test_unusable_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*/none; give a folder of"):
         weights.load(tmp_path / "none")
-    with pytest.raises(ValueError, match="a folder, not a file of PyTorch"):
+    with pytest.raises(ValueError, match="neither a folder of convert_torch_weights"):
         weights.load(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(WeightsError, match=r"has no config.json"):

@@ -14,5 +14,14 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def read_names(path: str | os.PathLike) -> tuple[str, ...]:
-    """A text file with a name on each line."""
-    return tuple(pathlib.Path(path).read_text(encoding="utf-8").splitlines())
+    """A text file with a name on each line.
+
+    Raises:
+      OSError: it cannot be read; ValueError: it is not text.
+    """
+    try:
+        return tuple(pathlib.Path(path).read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file with the name of a class on each line") from None
+    except OSError as error:
+        raise OSError(f"{path}: no names of classes: {error.strerror}") from None

@@ -19,6 +19,10 @@ PREFIX = "module."
 _LISTED = 20
 
 
+# Of weights: moving averages, or those that were trained.
+Kind = Literal["ema", "raw"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TorchCheckpoint:
     """One state dict of a file.
@@ -38,7 +42,7 @@ class TorchCheckpoint:
     format: str
     inert: tuple[str, ...]
     state_dict: dict[str, TorchTensor | SafeTensor]
-    weights: Literal["ema", "raw"]
+    weights: Kind
     available: tuple[str, ...]
     arch: str | None
     epoch: int | None
@@ -58,9 +62,7 @@ class TorchCheckpoint:
             raise TorchFileError(f"{self.path}: {error}") from None
 
 
-def read_torch_checkpoint(
-    path: str | os.PathLike, weights: Literal["ema", "raw"] | None = None
-) -> TorchCheckpoint:
+def read_torch_checkpoint(path: str | os.PathLike, weights: Kind | None = None) -> TorchCheckpoint:
     """Reads a whole training checkpoint or a bare state dict; see ``read_torch_file``.
 
     Args:

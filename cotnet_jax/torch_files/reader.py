@@ -57,14 +57,13 @@ def read_torch_file(path: str | os.PathLike) -> TorchFile:
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
     try:
-        if path.is_dir():
-            unpacked = (path / "data.pkl").exists() or any(path.glob("*/data.pkl"))
+        if is_unpacked(path):
             raise TorchFileError(
-                "a folder, unpacked from a PyTorch file: give the .pth.tar or .pth file as it was "
+                "unpacked from a PyTorch file: give the .pth.tar or .pth file as it was "
                 "downloaded, it is not to be unpacked"
-                if unpacked
-                else "a folder, not a file of PyTorch"
             )
+        if path.is_dir():
+            raise TorchFileError("a folder, not a file of PyTorch")
         with open(path, "rb") as file:
             start = file.read(512)
             if not start:
@@ -80,6 +79,12 @@ def read_torch_file(path: str | os.PathLike) -> TorchFile:
         raise TorchFileError(_what_else(start))
     except TorchFileError as error:
         raise TorchFileError(f"{path}: {error}") from None
+
+
+def is_unpacked(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is what comes of unpacking a file of PyTorch, or a file in it."""
+    path = pathlib.Path(path)
+    return path.name == "data.pkl" or any(path.glob("data.pkl")) or any(path.glob("*/data.pkl"))
 
 
 def _map(file):
