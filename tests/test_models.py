@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 import cotnet_jax
 from cotnet_jax import variants
@@ -245,3 +246,13 @@ def test_a_cot_layer_stands_in_for_a_convolution():
 def test_channels_that_do_not_suit_the_groups():
     with pytest.raises(ValueError, match=r"20 channels are not a multiple of groups \* 8 = 8"):
         cotnet_jax.CoTLayer().init(jax.random.key(0), jnp.zeros((1, 4, 4, 20)))
+
+
+def test_exports_for_any_batch_and_platform(tiny):
+    model, variables, images = tiny
+    apply = jax.jit(model.clone(implementation="xla").apply)
+    batch = jax.ShapeDtypeStruct(export.symbolic_shape("n, 32, 32, 3"), images.dtype)
+    file = export.export(apply, platforms=("cpu", "cuda", "tpu"))(variables, batch).serialize()
+    for pictures in (images, images[:1]):
+        logits = export.deserialize(file).call(variables, pictures)
+        np.testing.assert_allclose(logits, apply(variables, pictures), rtol=1e-5, atol=1e-6)
