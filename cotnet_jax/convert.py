@@ -53,6 +53,8 @@ def convert_torch_file(
             f"{input} holds weights for JAX already, to use as they are; --to-torch writes them as "
             "a file for PyTorch"
         )
+    if not input.exists():
+        raise FileNotFoundError(f"no file {input}; give a .pth.tar, .pth or .safetensors file")
     with NewFolder(output) as folder:
         read = read_weights(input, weights, model)
         print(*read.notes, sep="\n", flush=True)

@@ -93,7 +93,7 @@ def test_round_trip(tmp_path, checkpoint, state_dicts, no_forward_pass, kind):
         assert arrays[name].shape == array.shape
         np.testing.assert_array_equal(arrays[name], array)
 
-    convert_quietly(back, tmp_path / "again")
+    assert f"weights   {taken}, " in convert_quietly(back, tmp_path / "again")
     assert trees_equal(weights.load(tmp_path / "again")[1], expected)
 
 
@@ -306,8 +306,10 @@ def test_command_says_all_that_is_missing(tmp_path):
     )
 
 
-def test_what_is_converted_already(tmp_path, checkpoint, no_forward_pass):
+def test_what_is_converted_already_or_missing(tmp_path, checkpoint, no_forward_pass):
     convert_quietly(checkpoint, tmp_path / "jax")
+    with pytest.raises(FileNotFoundError, match=r"no file .*none.pth; give a .pth.tar"):
+        convert_quietly(tmp_path / "none.pth", tmp_path / "out")
     with pytest.raises(WeightsError, match=r"holds weights for JAX already.*--to-torch"):
         convert_quietly(tmp_path / "jax", tmp_path / "out")
 

@@ -77,7 +77,7 @@ def read_torch_checkpoint(path: str | os.PathLike, weights: Kind | None = None) 
     if weights not in (None, "ema", "raw"):
         raise ValueError(f"weights must be 'ema', 'raw' or None, not {weights!r}")
     file = read_torch_file(path)
-    found = _state_dicts(file.value)
+    found = _state_dicts(file.value, file.metadata)
     if not found:
         raise TorchFileError(f"{file.path}: no state dict in it; it holds {_contents(file.value)}")
     chosen = weights or ("ema" if "ema" in found else "raw")
@@ -115,7 +115,7 @@ def _is_state_dict(value):
     )
 
 
-def _state_dicts(value):
+def _state_dicts(value, metadata):
     """{"raw" or "ema": (key in the file or None, entries)}."""
     if type(value) is not dict:
         return {}
@@ -125,7 +125,8 @@ def _state_dicts(value):
             if weights not in found and _is_state_dict(value.get(key)):
                 found[weights] = (key, value[key])
     if not found and _is_state_dict(value):
-        found["raw"] = (None, value)
+        # A file that was converted from JAX says which they are.
+        found["ema" if metadata.get("weights") == "ema" else "raw"] = (None, value)
     return found
 
 
