@@ -5,9 +5,11 @@ holds a manifest with the step's metrics and the checksums of its files (manifes
 """
 
 import contextlib
+import functools
 import logging as std_logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -95,7 +97,7 @@ class Checkpointer:
         self._metrics: dict[int, dict[str, float]] = {}
         self._writing: int | None = None
 
-        logging.get_absl_logger().addFilter(_hide_orbax_details)
+        _quieten_orbax()
         if read_only:
             if not self.directory.is_dir():
                 raise CheckpointError(f"No checkpoints: the folder {self.directory} is missing.")
@@ -513,6 +515,21 @@ def _check_writable(directory: epath.Path) -> None:
             f"{directory} is not the same folder on all {jax.process_count()} processes. Choose "
             "a --workdir on a file system that all hosts share."
         )
+
+
+@functools.cache
+def _quieten_orbax() -> None:
+    """Once a process: leaves the telling of a failed write to CheckpointError alone."""
+    logging.get_absl_logger().addFilter(_hide_orbax_details)
+    earlier_hook = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        # After the first array that cannot be written, TensorStore tells of each further one to
+        # an event loop that has ended.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            earlier_hook(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _hide_orbax_details(record: std_logging.LogRecord) -> bool:

@@ -27,15 +27,18 @@ def start_python(code: str, *arguments, devices: int = 1) -> subprocess.Popen:
 
 
 class TrainingRun(subprocess.Popen):
-    """main.py with the small network, in a process group of its own; stderr is in ``lines``.
+    """main.py in a process group of its own, read line by line.
 
     Args:
-      workdir: of the run; the other arguments are further flags.
+      workdir: of the run.
+      flags: the others.
+      small: with the network of small_network.py in place of the configuration's.
     """
 
-    def __init__(self, workdir, *flags: str, devices: int = 1):
+    def __init__(self, workdir, *flags: str, small: bool = True, devices: int = 1):
+        script = _TESTS / "small_network.py" if small else _TESTS.parent / "main.py"
         super().__init__(
-            [sys.executable, _TESTS / "small_network.py", f"--workdir={workdir}", *flags],
+            [sys.executable, script, f"--workdir={workdir}", *flags],
             env=_environment(devices),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -1,7 +1,12 @@
 """Whatever stops a run, the same command goes on and ends bitwise as if nothing had happened."""
 
+import contextlib
 import os
+import random
+import resource
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from processes import TrainingRun
+from test_checkpoint import flip_a_bit, remove, truncate
 
 from cotnet_jax.checkpoint import CHECKPOINTS
 from cotnet_jax.metrics import read_metrics
@@ -26,14 +32,14 @@ FLAGS = [
 STEPS = 40
 
 
-def start(workdir, *flags):
-    return TrainingRun(workdir, *FLAGS, *flags)
+def start(workdir, *flags, **options):
+    return TrainingRun(workdir, *FLAGS, *flags, **options)
 
 
-def finish(workdir, *flags) -> str:
+def finish(workdir, *flags, **options) -> str:
     """Runs to the end; what was said."""
-    run = start(workdir, *flags)
-    said = run.end()
+    run = start(workdir, *flags, **options)
+    said = run.end(timeout=400)
     assert run.returncode == 0, said
     return said
 
@@ -53,6 +59,27 @@ def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
     finish(workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped by SIGTERM, and its last line.
+
+    Sent to all of its processes and repeatedly, as schedulers do.
+    """
+    workdir = tmp_path_factory.mktemp("stopped")
+    run = start(workdir, "--config.data.num_workers=1")
+    run.wait_for("step 13/")
+    for _ in range(2):
+        os.killpg(run.pid, signal.SIGTERM)
+        time.sleep(0.02)
+    last_line = run.wait_for("stopped by SIGTERM")
+    os.killpg(run.pid, signal.SIGTERM)
+    said = run.end()
+    assert run.returncode == 75, said
+    assert said.endswith(last_line)
+    assert group_is_gone(run)
+    return workdir, last_line.strip()
 
 
 def assert_same_end(workdir, expected):
@@ -91,21 +118,185 @@ def group_is_gone(run) -> bool:
     return False
 
 
-def test_sigterm_saves_the_step_and_the_same_command_goes_on(uninterrupted, tmp_path):
-    """Sent to all processes of the run and twice, as schedulers do."""
-    run = start(tmp_path, "--config.data.num_workers=1")
-    run.wait_for("step 13/")
-    for _ in range(2):
-        os.killpg(run.pid, signal.SIGTERM)
-        time.sleep(0.02)
-    *_, last = run.end().splitlines()
-    assert run.returncode == 75
-    saved = saved_steps(tmp_path)[-1]
+def test_sigterm_saves_the_step(stopped):
+    workdir, last_line = stopped
+    saved = saved_steps(workdir)[-1]
     assert saved >= 13
-    assert last == (
-        f"stopped by SIGTERM: step {saved} of {STEPS} is saved in {tmp_path / CHECKPOINTS}; "
+    assert last_line == (
+        f"stopped by SIGTERM: step {saved} of {STEPS} is saved in {workdir / CHECKPOINTS}; "
         "the same command goes on from there."
     )
+
+
+def test_after_sigterm_the_same_command_goes_on(uninterrupted, stopped, tmp_path):
+    workdir = shutil.copytree(stopped[0], tmp_path / "run")
+    assert f"Going on after step {saved_steps(workdir)[-1]} of {STEPS}." in finish(workdir)
+    assert_same_end(workdir, uninterrupted)
+
+
+def test_sigterm_before_the_first_step_ends_the_run_at_once(tmp_path):
+    run = start(tmp_path, "--config.data.num_workers=1")
+    run.wait_for("Config:")
+    os.killpg(run.pid, signal.SIGTERM)
+    said = run.end()
+    assert run.returncode == -signal.SIGTERM
+    assert "Traceback" not in said
     assert group_is_gone(run)
-    assert f"Going on after step {saved} of {STEPS}." in finish(tmp_path)
+
+
+def test_sigterm_during_an_evaluation_leaves_it_to_the_next_start(uninterrupted, tmp_path):
+    run = start(tmp_path)
+    run.wait_for("step 10/")
+    run.send_signal(signal.SIGTERM)
+    said = run.end()
+    assert run.returncode == 75, said
+    assert "stopped by SIGTERM: step 10 of 40 is saved" in said
+    assert "weights | top-1" not in said
+    assert "Evaluating step 10, which was saved but not evaluated." in finish(tmp_path)
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    """A terminal sends SIGINT to all processes of the run."""
+    run = start(tmp_path, "--config.data.num_workers=1")
+    run.wait_for("step 13/")
+    os.killpg(run.pid, signal.SIGINT)
+    said = run.end()
+    assert run.returncode == 130, said
+    assert said.splitlines()[-1] == (
+        f"interrupted. The same command goes on after the newest checkpoint in "
+        f"{tmp_path / CHECKPOINTS}."
+    )
+    assert "Traceback" not in said
+    assert group_is_gone(run)
+
+
+def killed_often(workdir, kills: int, seed: int, seconds: float, *flags, **options) -> int:
+    """Starts a run so often and kills it; how many times a checkpoint was being written.
+
+    Every other kill waits for a write to begin; the others come up to ``seconds`` after the first
+    step.
+    """
+    moments = random.Random(seed)
+    during_writes = 0
+    for kill in range(kills):
+        run = start(workdir, *flags, **options)
+        run.wait_for("First step")
+        if kill % 2:
+            while not unfinished_checkpoints(workdir):
+                assert run.poll() is None, "".join(run.lines)
+            time.sleep(moments.uniform(0, 0.03))
+        else:
+            time.sleep(moments.uniform(0, seconds))
+        assert run.poll() is None, "the run ended before it was killed"
+        run.kill()
+        run.end()
+        assert group_is_gone(run)
+        during_writes += bool(unfinished_checkpoints(workdir))
+    return during_writes
+
+
+def unfinished_checkpoints(workdir) -> list[Path]:
+    return list((workdir / CHECKPOINTS).glob("*.orbax-checkpoint-tmp*"))
+
+
+def test_killed_three_times(uninterrupted, tmp_path):
+    killed_often(tmp_path, 3, 1, 0.5, "--config.data.num_workers=1")
+    assert "Going on after step" in finish(tmp_path)
+    assert_same_end(tmp_path, uninterrupted)
+
+
+DAMAGES = [
+    (flip_a_bit, "has changed since it was written"),
+    pytest.param(truncate, "bytes instead of", marks=pytest.mark.slow),
+    pytest.param(remove, "is missing", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("damage", "problem"), DAMAGES)
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    uninterrupted, stopped, tmp_path, damage, problem
+):
+    workdir = shutil.copytree(stopped[0], tmp_path / "run")
+    *_, before, newest = saved_steps(workdir)
+    damage(workdir / CHECKPOINTS / str(newest))
+    said = finish(workdir)
+    assert f"step {newest}: " in said
+    assert problem in said
+    assert f"Using the checkpoint of step {before} instead." in said
+    assert f"Going on after step {before} of {STEPS}." in said
+    assert_same_end(workdir, uninterrupted)
+
+
+def test_a_full_disk_is_one_error_and_loses_nothing(uninterrupted, stopped, tmp_path):
+    """A limit on the size of files stands in for a full disk: no privilege is needed."""
+    workdir = shutil.copytree(stopped[0], tmp_path / "run")
+    run = start(workdir)
+    run.wait_for("First step")
+    resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
+    message = error_of(run)
+    assert "Could not write the checkpoint of step" in message
+    assert "File too large" in message
+    assert "Earlier checkpoints are intact" in message
+    assert "start the same command again" in message
+    assert not unfinished_checkpoints(workdir)
+    assert saved_steps(workdir) == saved_steps(stopped[0])
+    finish(workdir)
+    assert_same_end(workdir, uninterrupted)
+
+
+@contextlib.contextmanager
+def mounted(folder, options: str):
+    """A file system in memory; skips the test where mounting is not allowed."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_file_system_that_is_full(uninterrupted, stopped, tmp_path):
+    with mounted(tmp_path / "disk", "size=10m") as disk:
+        workdir = shutil.copytree(stopped[0], disk / "run")
+        # Room for the log's next lines, but not for a checkpoint.
+        room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filling").write_bytes(bytes(room - 60_000))
+        # Of a checkpoint, or of the metrics beside it.
+        message = error_of(start(workdir))
+        assert "Could not write" in message
+        assert "No space left on device" in message
+        assert not unfinished_checkpoints(workdir)
+        assert saved_steps(workdir) == saved_steps(stopped[0])
+        (disk / "filling").unlink()
+        finish(workdir)
+        assert_same_end(workdir, uninterrupted)
+
+
+def test_a_read_only_workdir_is_one_error(tmp_path):
+    with contextlib.ExitStack() as stack:
+        if os.geteuid() == 0:  # who may write whatever the folder's permissions say
+            folder = stack.enter_context(mounted(tmp_path / "disk", "ro"))
+        else:
+            folder = tmp_path / "disk"
+            folder.mkdir(mode=0o555)
+        message = error_of(start(folder / "run"))
+    assert f"Could not write to {folder / 'run'}: " in message
+    assert "Choose another --workdir." in message
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(tmp_path_factory, tmp_path):
+    """The network, too, is that of a user's run."""
+    flags = ["--config.data.train_split=train[:32]", "--config.epochs=10"]
+    flags += ["--config.checkpoint.every_steps=1", "--config.eval.batch_size=180"]
+    uninterrupted = tmp_path_factory.mktemp("uninterrupted")
+    finish(uninterrupted, *flags, small=False)
+    during_writes = killed_often(tmp_path, 20, 0, 2.0, *flags, small=False)
+    print(f"{during_writes} of 20 kills came while a checkpoint was being written.")
+    assert during_writes >= 5
+    finish(tmp_path, *flags, small=False)
     assert_same_end(tmp_path, uninterrupted)
