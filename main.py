@@ -5,7 +5,13 @@
 
 The same command again goes on where the run in DIR stopped. --mode=evaluate takes the run's best
 checkpoint, or without --workdir what --config.init_from=PATH names.
-Exit codes: 0 finished, 1 error, 75 stopped by SIGTERM with the last step saved, 130 by Ctrl-C.
+
+Several processes, one a host or one a GPU, are one run: under srun, mpirun or on a TPU pod by
+themselves, elsewhere each with --coordinator_address=HOST:PORT --num_processes=N and
+--process_id=0 to N-1.
+
+Exit codes: 0 finished, 1 error, 69 another process was lost (start all of them again), 75 stopped
+by SIGTERM with the last step saved, 130 by Ctrl-C.
 """
 
 import json
@@ -15,6 +21,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from cotnet_jax import distributed
 from cotnet_jax.checkpoint import CheckpointError
 from cotnet_jax.data.pipeline import UndecodableError
 from cotnet_jax.evaluate import evaluate_only
@@ -27,6 +34,14 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, settings.")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate"], "evaluate takes the best checkpoint, or init_from."
+)
+COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where all processes meet."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, on all hosts.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+LOCAL_DEVICE_IDS = flags.DEFINE_list(
+    "local_device_ids", None, "Numbers of this host's GPUs that are this process's, like 0,1."
 )
 
 
@@ -52,8 +67,20 @@ def main(argv):
             "--workdir=DIR is missing; only --mode=evaluate with --config.init_from=PATH needs none"
         )
     logging.set_verbosity(logging.INFO)
+    with distributed.leaving():
+        run_and_tell()
+
+
+def run_and_tell():
     run = {"train": train, "evaluate": evaluate_only}[MODE.value]
     try:
+        distributed.join(
+            CONFIG.value.distributed,
+            coordinator_address=COORDINATOR_ADDRESS.value,
+            num_processes=NUM_PROCESSES.value,
+            process_id=PROCESS_ID.value,
+            local_device_ids=LOCAL_DEVICE_IDS.value,
+        )
         figures = run(CONFIG.value, WORKDIR.value)
     except (ValueError, OSError, CheckpointError, DivergedError, UndecodableError) as error:
         logging.debug("failed", exc_info=True)
@@ -68,8 +95,9 @@ def main(argv):
             file=sys.stderr,
         )
         sys.exit(128 + signal.SIGINT)
-    print(json.dumps(figures), flush=True)
-    print(summary(figures), file=sys.stderr)
+    if distributed.is_first():
+        print(json.dumps(figures), flush=True)
+        print(summary(figures), file=sys.stderr)
 
 
 def summary(figures):

@@ -147,6 +147,14 @@ def get_config() -> ml_collections.ConfigDict:
     profile.steps = 0
     profile.first_step = 11
 
+    config.distributed = distributed = ml_collections.ConfigDict()
+    # In a run of several processes, seconds without a sign of another one, or for one step, until
+    # a process ends with exit code 69.
+    distributed.timeout_seconds = 300
+    # The same until all have started, for the first step and the first batch of an evaluation,
+    # which are compiled, and for writing a checkpoint.
+    distributed.slow_timeout_seconds = 1800
+
     # Steps between two lines of progress.
     config.log_every_steps = 50
     # Set by --config.notes to tell runs apart; not read by the program.

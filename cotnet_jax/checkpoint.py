@@ -55,6 +55,7 @@ def open_checkpoints(
         keep_best=0 if read_only else config["checkpoint"]["keep_best"],
         best_metric=f"{weight_kinds(config)[-1]}_top1",
         read_only=read_only,
+        timeout_seconds=config["distributed"]["slow_timeout_seconds"],
     )
 
 

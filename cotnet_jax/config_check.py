@@ -30,6 +30,7 @@ _RANGES = {
     ),
     "three numbers": lambda value: len(value) == 3 and all(map(math.isfinite, value)),
     "three numbers above 0": lambda value: len(value) == 3 and min(value) > 0,
+    "10 or more": lambda value: value >= 10,
     "8, 16 or 32": lambda value: value in (8, 16, 32),
     '"auto", "float32" or "bfloat16"': lambda value: value in ("auto", "float32", "bfloat16"),
     '"bicubic" or "bilinear"': lambda value: value in ("bicubic", "bilinear"),
@@ -82,6 +83,8 @@ _FIELDS = {
     "checkpoint.keep_best": _NOT_NEGATIVE,
     "profile.steps": _NOT_NEGATIVE,
     "profile.first_step": _POSITIVE,
+    "distributed.timeout_seconds": "10 or more",
+    "distributed.slow_timeout_seconds": "10 or more",
     "log_every_steps": _POSITIVE,
 }
 

@@ -17,6 +17,7 @@ from cotnet_jax import parallel, start, weights
 from cotnet_jax.checkpoint import open_checkpoints, weight_kinds
 from cotnet_jax.data.mixing import normalize
 from cotnet_jax.experiment import Evaluation, set_up_evaluation
+from cotnet_jax.lost_peer import Watch
 from cotnet_jax.metrics import evaluation_counts, real_label_counts
 from cotnet_jax.parallel import AXIS, REPLICATED, SPLIT, on_devices
 from cotnet_jax.progress import format_duration
@@ -51,18 +52,21 @@ def evaluate_only(
             named = {kind: checkpointer.restore_weights(step, kind) for kind in kinds}
     for variables in named.values():
         _check_classes(variables, experiment)
-    with evaluating(experiment) as evaluate_all:
+    with Watch(config.distributed) as watch, evaluating(experiment, watch) as evaluate_all:
         return evaluate_all(named)
 
 
 @contextlib.contextmanager
-def evaluating(experiment: Evaluation) -> Iterator[Callable[..., dict[str, float]]]:
+def evaluating(
+    experiment: Evaluation, watch: Watch | None = None
+) -> Iterator[Callable[..., dict[str, float]]]:
     """The function {name: variables} -> figures of one pass, which it also logs.
 
     What reads the pictures is started by the first call, serves all, and ends with the context.
-    The function's ``after_batch`` is that of :func:`evaluate`.
+    The function's ``after_batch`` is that of :func:`evaluate`. ``watch`` is the run's, if any.
     """
     config, mesh = experiment.config, experiment.mesh
+    watch = watch or Watch(config.distributed)
     eval_step = make_eval_step(
         experiment.model, mesh=mesh, mean=config.data.mean, std=config.data.std
     )
@@ -71,7 +75,7 @@ def evaluating(experiment: Evaluation) -> Iterator[Callable[..., dict[str, float
         figures = evaluate(
             eval_step,
             parallel.replicate(mesh, variables),
-            itertools.islice(batches, experiment.steps_per_pass),
+            watch.over(itertools.islice(batches, experiment.steps_per_pass)),
             mesh=mesh,
             total=len(experiment.eval_source),
             after_batch=after_batch,

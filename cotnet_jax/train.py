@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from cotnet_jax import evaluate, parallel, start, weights
+from cotnet_jax import evaluate, lost_peer, parallel, start, weights
 from cotnet_jax.checkpoint import (
     CHECKPOINTS,
     Checkpointer,
@@ -69,14 +69,18 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
     train_step = make_step(experiment, optimizer)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest(experiment.mesh))
+        watch = stack.enter_context(lost_peer.Watch(config.distributed))
         checkpointer = stack.enter_context(open_checkpoints(workdir, config))
-        evaluate_all = stack.enter_context(evaluate.evaluating(experiment))
+        evaluate_all = stack.enter_context(evaluate.evaluating(experiment, watch))
+        # Comes before the checkpointer's exit, which would wait for a process that is gone.
+        stack.push(lost_peer.end_if_lost)
         restored = checkpointer.restore_latest(state)
         state = state if restored is None else restored
         first_step = int(state.step)
         writer = stack.enter_context(MetricWriter(workdir, resume_step=first_step))
 
         def leave(step: int):
+            watch.slow()
             checkpointer.wait()
             raise PreemptedError(
                 f"step {step} of {experiment.total_steps} is saved in {checkpointer.directory}; "
@@ -84,6 +88,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             )
 
         def save_and_evaluate(step: int) -> dict[str, float]:
+            watch.slow()
             # Saved first: what stops the run during the evaluation costs the evaluation alone.
             checkpointer.save(state)
             figures = evaluate_all(
@@ -121,7 +126,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         batches = stack.enter_context(contextlib.closing(experiment.train_batches(first_step)))
         losses = {}
         left = itertools.islice(batches, experiment.total_steps - first_step)
-        for batch in progress.waiting_for(parallel.on_devices(experiment.mesh, left)):
+        left = watch.over(parallel.on_devices(experiment.mesh, left))
+        for batch in progress.waiting_for(left):
             rate = experiment.learning_rate(progress.step)
             profiler.before_step(progress.step + 1)
             with jax.profiler.StepTraceAnnotation("train", step_num=progress.step + 1):
@@ -140,6 +146,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
                     figures = save_and_evaluate(step)
             elif asked_to_stop or experiment.saves_after(step):
                 with progress.aside():
+                    watch.slow()
                     check_finite(losses, experiment, checkpointer)
                     checkpointer.save(state)
             if asked_to_stop and step < experiment.total_steps:

@@ -35,12 +35,19 @@ class TrainingRun(subprocess.Popen):
       small: with the network of small_network.py in place of the configuration's.
     """
 
-    def __init__(self, workdir, *flags: str, small: bool = True, devices: int = 1):
+    def __init__(
+        self,
+        workdir,
+        *flags: str,
+        small: bool = True,
+        devices: int = 1,
+        stdout: int = subprocess.DEVNULL,
+    ):
         script = _TESTS / "small_network.py" if small else _TESTS.parent / "main.py"
         super().__init__(
             [sys.executable, script, f"--workdir={workdir}", *flags],
             env=_environment(devices),
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -56,9 +63,9 @@ class TrainingRun(subprocess.Popen):
         raise AssertionError(f"{text!r} was not said:\n{''.join(self.lines)}")
 
     def end(self, timeout: float = 120) -> str:
-        """Waits for the end, and gives all that was said; ``returncode`` is set."""
+        """Waits for the end, and gives all that was said; ``returncode`` and ``out`` are set."""
         try:
-            _, rest = self.communicate(timeout=timeout)
+            self.out, rest = self.communicate(timeout=timeout)
         finally:
             self.kill()
         return "".join([*self.lines, rest])

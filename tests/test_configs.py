@@ -138,6 +138,8 @@ BAD = {
     "schedule.final": -0.1,
     "schedule.base_batch_size": -1,
     "ema.decay": 1.5,
+    "distributed.timeout_seconds": 9,
+    "distributed.slow_timeout_seconds": 0,
     "eval.batch_size": 9,
     "eval.every_epochs": 0,
     "eval.real_labels": "/nowhere/real.json",

@@ -1,0 +1,365 @@
+"""Several processes as one run: the same numbers, and a clear end when one is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from processes import TrainingRun, free_address, start_python
+
+from configs import default
+from cotnet_jax import distributed, lost_peer
+from cotnet_jax.checkpoint import CHECKPOINTS
+from cotnet_jax.metrics import read_metrics
+
+# The test split is not a multiple of any batch, nor does the batch fill all processes at its end.
+FLAGS = [
+    f"--config={Path(__file__).parents[1] / 'configs/digits.py'}",
+    "--config.data.train_split=train[:80]",
+    "--config.data.eval_split=test[:13]",
+    "--config.batch_size=8",
+    "--config.eval.batch_size=8",
+    "--config.epochs=4",
+    "--config.checkpoint.every_steps=3",
+    "--config.log_every_steps=1",
+    "--config.distributed.timeout_seconds=10",
+]
+STEPS = 40
+PICTURES = 13
+
+
+def start(workdir, processes, *flags, devices=2, each=()):
+    """One run of so many processes, with ``devices`` in all; ``each`` are flags of one alone."""
+    address = free_address()
+    return [
+        TrainingRun(
+            workdir,
+            *FLAGS,
+            *flags,
+            *(each[number] if each else ()),
+            f"--coordinator_address={address}",
+            f"--num_processes={processes}",
+            f"--process_id={number}",
+            devices=devices // processes,
+            stdout=subprocess.PIPE,
+        )
+        for number in range(processes)
+    ]
+
+
+def end(runs, codes=None) -> list[str]:
+    """Waits for all; what each said. They must end with ``codes``, by default with 0."""
+    said = [run.end() for run in runs]
+    assert [run.returncode for run in runs] == (codes or [0] * len(runs)), "\n".join(said)
+    return said
+
+
+def lost_message(said) -> str:
+    """The one line with which a process tells that another one is lost; it is the last."""
+    assert "Traceback" not in said, said
+    assert said.count("error: ") == 1, said
+    message = said[said.index("error: ") :]
+    assert "start the same command again on all of them" in message
+    return message
+
+
+def arrays(workdir, step=STEPS):
+    """All that a checkpoint holds, whatever devices wrote it."""
+
+    def read(folder):
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(folder).item_metadata.tree
+            wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return checkpointer.restore(folder, restore_args=wanted)
+
+    folder = workdir / CHECKPOINTS / str(step)
+    return {item: read(folder / item) for item in ("weights", "ema", "optimizer")}
+
+
+def figures(workdir):
+    """{step: figures}, without those that tell of time."""
+    timed = ("time", "images_per_second", "data_wait_share", "seconds_left")
+    return {
+        step: {name: value for name, value in line.items() if name not in timed}
+        for step, line in read_metrics(workdir / "metrics.jsonl").items()
+    }
+
+
+def assert_same_end(workdir, expected):
+    jax.tree.map(np.testing.assert_array_equal, arrays(workdir), arrays(expected))
+    assert figures(workdir) == figures(expected)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process with two devices."""
+    workdir = tmp_path_factory.mktemp("alone")
+    runs = start(workdir, 1)
+    end(runs)
+    assert json.loads(runs[0].out)["count"] == PICTURES
+    return workdir
+
+
+def test_two_processes_equal_one_and_the_first_alone_speaks(alone, tmp_path):
+    runs = start(tmp_path, 2)
+    _, second = end(runs)
+    assert_same_end(tmp_path, alone)
+    metrics = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    # A line a step, and one more for each of the four evaluations.
+    assert len(metrics) == STEPS + 4
+    assert len((tmp_path / "starts.jsonl").read_text().splitlines()) == 1
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    spoken = [[line for line in run.out.splitlines() if line[0] == "{"] for run in runs]
+    assert [len(lines) for lines in spoken] == [1, 0]
+    assert json.loads(spoken[0][0])["count"] == PICTURES
+    assert "epoch" not in second and "top-1" not in second, second
+
+
+def test_killed_processes_end_the_others_and_the_run_goes_on(alone, tmp_path):
+    for victim, at in ((1, 5), (0, 14)):
+        runs = start(tmp_path, 2)
+        runs[0].wait_for(f"step {at}/")
+        runs[victim].kill()
+        begin = time.monotonic()
+        runs[1 - victim].wait(60)
+        # The connection breaks at once; only the wait for a checkpoint's write would be longer.
+        assert time.monotonic() - begin < 25
+        codes = [-signal.SIGKILL, -signal.SIGKILL]
+        codes[1 - victim] = lost_peer.EXIT_CODE
+        lost_message(end(runs, codes)[1 - victim])
+    said, _ = end(start(tmp_path, 2))
+    assert "Going on after step" in said
+    assert_same_end(tmp_path, alone)
+
+
+def test_a_stopped_process_ends_the_other_and_fewer_or_more_go_on(alone, tmp_path):
+    runs = start(tmp_path, 2)
+    runs[0].wait_for("step 8/")
+    runs[1].send_signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    runs[0].wait(60)
+    assert time.monotonic() - begin < 25
+    runs[1].kill()
+    message = lost_message(end(runs, [lost_peer.EXIT_CODE, -signal.SIGKILL])[0])
+    assert "process 0 of 2 waited 10 s for the others" in message
+
+    (run,) = start(tmp_path, 1)
+    run.wait_for("Going on after step")
+    run.wait_for("step 13/")
+    run.send_signal(signal.SIGTERM)
+    end([run], [75])
+    end(start(tmp_path, 2))
+    assert_same_end(tmp_path, alone)
+
+
+def test_an_error_of_one_or_of_all(tmp_path):
+    missing = ["--config.data.name=/nowhere"]
+    first, second = end(start(tmp_path, 2, each=[[], missing]), [lost_peer.EXIT_CODE, 1])
+    lost_message(first)
+    assert "error: config.data.name = '/nowhere'" in second
+    for said in end(start(tmp_path, 2, *missing), [1, 1]):
+        assert "error: config.data.name = '/nowhere'" in said
+        assert "another process" not in said
+        assert "Traceback" not in said
+
+
+def test_other_aborts_and_exceptions_stay_what_they_are():
+    code = """
+        import os, sys
+        import jax
+        from cotnet_jax import distributed, lost_peer
+        jax.distributed.initialize(sys.argv[1], num_processes=1, process_id=0)
+        lost_peer.translate_aborts()
+        if sys.argv[2] == "abort":
+            os.abort()
+        with distributed.leaving():
+            raise KeyError("a mistake")
+    """
+    runs = [start_python(code, free_address(), what) for what in ("abort", "raise")]
+    (_, abort), (_, mistake) = (run.communicate(timeout=60) for run in runs)
+    assert [run.returncode for run in runs] == [-signal.SIGABRT, 1]
+    assert "error: " not in abort + mistake
+    assert mistake.rstrip().endswith("KeyError: 'a mistake'")
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error [::1]:99: reset", True),
+        ("UNKNOWN: Gloo all-reduce failed: [pair.cc] Connection closed by peer", True),
+        ("UNKNOWN: Gloo context initialization failed: Connect timeout [none]", True),
+        ("INTERNAL: NCCL operation ncclAllReduce failed: remote process exited or ...", True),
+        ("UNAVAILABLE: Failed to send RPC to coordination service.", True),
+        ("DEADLINE_EXCEEDED: Barrier timed out. Id: save::1.", True),
+        ("INTERNAL: NCCL operation ncclAllReduce failed: invalid argument", False),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes", False),
+        ("INVALID_ARGUMENT: shapes differ", False),
+        ("the coordination service is mentioned", False),
+    ],
+)
+def test_which_errors_are_those_of_a_lost_process(text, lost):
+    assert lost_peer.is_lost(RuntimeError(text)) == lost
+    assert lost_peer.is_lost(ValueError(text)) == lost
+    try:
+        try:
+            raise RuntimeError(text)
+        except RuntimeError:
+            raise ValueError("could not write") from None
+    except ValueError as error:
+        assert lost_peer.is_lost(error) == lost
+
+
+def test_a_watch_leaves_time_for_compilation_and_for_saving(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(lost_peer.time, "monotonic", lambda: now[0])
+    settings = default.get_config().distributed
+    watch = lost_peer.Watch(settings)
+    fast, slow = settings.timeout_seconds, settings.slow_timeout_seconds
+    assert watch.left() == slow
+    for number, _ in enumerate(watch.over(range(3))):
+        assert watch.left() == (slow if number == 0 else fast)
+        now[0] += 7
+        assert watch.left() == (slow if number == 0 else fast) - 7
+    assert watch.left() == slow
+
+
+BAD_SETTINGS = [
+    ({"num_processes": 2}, ["--coordinator_address=HOST:PORT", "--process_id"]),
+    ({"process_id": 0}, ["--coordinator_address=HOST:PORT", "--num_processes"]),
+    ({"coordinator_address": "h:1"}, ["--num_processes", "--process_id"]),
+    (
+        {"coordinator_address": "host", "num_processes": 2, "process_id": 0},
+        ["--coordinator_address=host: must be HOST:PORT"],
+    ),
+    (
+        {"coordinator_address": "h:1", "num_processes": 2, "process_id": 2},
+        ["--process_id=2: must be from 0 to --num_processes - 1 = 1"],
+    ),
+    (
+        {"coordinator_address": "h:1", "num_processes": 0, "process_id": -1},
+        ["--num_processes=0: must be 1 or more", "--process_id=-1"],
+    ),
+    (
+        {
+            "coordinator_address": "h:1",
+            "num_processes": 2,
+            "process_id": 1,
+            "local_device_ids": ["0", "x"],
+        },
+        ["--local_device_ids=0,x: must be like 0 or 0,1"],
+    ),
+]
+
+
+@pytest.fixture
+def joined_with(monkeypatch):
+    """Keeps JAX from starting its service; the arguments that it would have got."""
+    calls = []
+
+    def initialize(*arguments, **options):
+        calls.append((*arguments, options["cluster_detection_method"]))
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(lost_peer, "translate_aborts", lambda: None)
+    monkeypatch.setattr(distributed, "_check_devices", lambda count: None)
+    monkeypatch.setattr(distributed.logging, "set_verbosity", lambda level: None)
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "CUDA_VISIBLE", "JAX_COORDINATOR")):
+            monkeypatch.delenv(name)
+    return calls
+
+
+def join(**given):
+    distributed.join(default.get_config().distributed, **given)
+
+
+def test_times_that_are_too_short_are_told_before_they_count(joined_with):
+    settings = default.get_config().distributed
+    settings.timeout_seconds = 1
+    with pytest.raises(distributed.JoinError, match="timeout_seconds=1: must be 10 or more"):
+        distributed.join(settings, coordinator_address="h:1", num_processes=2, process_id=0)
+
+
+@pytest.mark.parametrize(("given", "messages"), BAD_SETTINGS)
+def test_settings_that_are_half_given_or_wrong(joined_with, given, messages):
+    with pytest.raises(distributed.JoinError) as caught:
+        join(**given)
+    for message in messages:
+        assert message in str(caught.value)
+    assert not joined_with
+
+
+def test_flags_that_are_no_numbers():
+    (_, error) = TrainingRun("/nowhere", *FLAGS, "--num_processes=two").communicate(timeout=60)
+    assert "flag --num_processes=two" in error
+    assert "Traceback" not in error
+
+
+def slurm(**changes):
+    return {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "node[3-4]",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_NTASKS": "4",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "1",
+        **changes,
+    }
+
+
+def open_mpi(**changes):
+    return {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "expected"),
+    [
+        ({}, {}, None),
+        ({}, {"num_processes": 1}, None),
+        (slurm(SLURM_NTASKS="1", SLURM_PROCID="0"), {}, None),
+        (slurm(), {"num_processes": 1}, None),
+        # None leaves the choice to JAX: the GPU with the process's number on its host.
+        (slurm(), {}, (None, 4, 1, None, None)),
+        (slurm(SLURM_STEP_NUM_NODES="4"), {}, (None, 4, 1, [], None)),
+        (slurm(CUDA_VISIBLE_DEVICES="1"), {}, (None, 4, 1, [], None)),
+        (slurm(), {"local_device_ids": ["2", "3"]}, (None, 4, 1, [2, 3], None)),
+        (
+            slurm(),
+            {"coordinator_address": "h:1", "num_processes": 2, "process_id": 0},
+            ("h:1", 2, 0, None, "deactivate"),
+        ),
+        (open_mpi(), {}, (None, 2, 1, None, None)),
+        (open_mpi(OMPI_COMM_WORLD_LOCAL_SIZE="1"), {}, (None, 2, 1, [], None)),
+    ],
+)
+def test_launchers(joined_with, monkeypatch, environment, given, expected):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    join(**given)
+    assert joined_with == ([expected] if expected else [])
+
+
+def test_launchers_that_say_too_little(joined_with, monkeypatch):
+    for name, value in open_mpi().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMPI_MCA_orte_hnp_uri")
+    with pytest.raises(distributed.JoinError, match="--coordinator_address=HOST:PORT"):
+        join()
+    join(coordinator_address="h:1")
+    assert joined_with == [("h:1", 2, 1, [1], None)]
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "many")
+    with pytest.raises(distributed.JoinError, match=r"environment of Open MPI .*'many'"):
+        join(coordinator_address="h:1")
