@@ -24,10 +24,20 @@ from ml_collections import config_flags
 from cotnet_jax import distributed
 from cotnet_jax.checkpoint import CheckpointError
 from cotnet_jax.data.pipeline import UndecodableError
+from cotnet_jax.data.worker_processes import WorkerLostError
 from cotnet_jax.evaluate import evaluate_only
 from cotnet_jax.preemption import EXIT_CODE, PreemptedError
 from cotnet_jax.train import DivergedError, train
 
+# Their messages say what was wrong and what to do.
+EXPLAINED = (
+    ValueError,
+    OSError,
+    CheckpointError,
+    DivergedError,
+    UndecodableError,
+    WorkerLostError,
+)
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration, a file of configs/.", lock_config=True
 )
@@ -82,7 +92,7 @@ def run_and_tell():
             local_device_ids=LOCAL_DEVICE_IDS.value,
         )
         figures = run(CONFIG.value, WORKDIR.value)
-    except (ValueError, OSError, CheckpointError, DivergedError, UndecodableError) as error:
+    except EXPLAINED as error:
         logging.debug("failed", exc_info=True)
         sys.exit(f"error: {error}")
     except PreemptedError as stop:

@@ -5,6 +5,7 @@ worker processes or hosts, nor on where the run was interrupted. Going on after 
 for the stream that starts at step s.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
@@ -282,11 +283,8 @@ def _checked(
 ) -> Iterator[Batch]:
     """Counts the pictures that could not be decoded, each once, and stops at too many."""
     undecodable: set[int] = set()
-    iterator = iter(batches)
-    with worker_processes.sheltered_from_signals():
-        iterator.start_prefetch()
-    try:
-        for batch in iterator:
+    with contextlib.closing(worker_processes.read(batches)) as read:
+        for batch in read:
             indices = batch.pop("undecodable")
             for index in indices[indices >= 0].tolist():
                 if index not in undecodable:
@@ -304,8 +302,6 @@ def _checked(
                     f"allows; the first are {sorted(undecodable)[:10]}"
                 )
             yield batch
-    finally:
-        iterator.close()
 
 
 def _decoded(image: bytes | np.ndarray) -> np.ndarray:

@@ -6,20 +6,37 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
+
+import grain
 
 
-@contextlib.contextmanager
-def sheltered_from_signals() -> Iterator[None]:
-    """Threads and processes started inside never get SIGTERM or SIGINT, nor do their children.
+class WorkerLostError(RuntimeError):
+    """A worker process ended by itself; says what to do."""
 
-    Schedulers and terminals send these to all processes of a run. The main process decides what
-    follows, and needs its workers until it has.
+
+def read(dataset: grain.IterDataset) -> Iterator[Any]:
+    """Yields from a dataset that ends in a ``ThreadPrefetchIterDataset``; close() ends its workers.
+
+    Raises:
+      WorkerLostError: a worker was killed.
     """
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    iterator = iter(dataset)
+    with _sheltered_from_signals():
+        iterator.start_prefetch()
     try:
-        yield
+        yield from iterator
+    except RuntimeError as error:
+        # Grain has no type of its own for this.
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise WorkerLostError(
+            "one of the processes that decode pictures was lost, probably killed by the system "
+            "because memory ran out. Choose fewer --config.data.num_workers, then start the same "
+            "command again."
+        ) from None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        iterator.close()
 
 
 def end_with_main_process(worker: int, workers: int) -> None:
@@ -35,3 +52,17 @@ def end_with_main_process(worker: int, workers: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait_and_exit, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _sheltered_from_signals() -> Iterator[None]:
+    """Threads and processes started inside never get SIGTERM or SIGINT, nor do their children.
+
+    Schedulers and terminals send these to all processes of a run. The main process decides what
+    follows, and needs its workers until it has.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
