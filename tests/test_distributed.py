@@ -121,6 +121,20 @@ def test_two_processes_equal_one_and_the_first_alone_speaks(alone, tmp_path):
     assert "epoch" not in second and "top-1" not in second, second
 
 
+def test_sigterm_to_one_process_stops_all_after_the_same_step(alone, tmp_path):
+    runs = start(tmp_path, 2)
+    runs[0].wait_for("step 13/")
+    runs[1].send_signal(signal.SIGTERM)
+    last_lines = [said.splitlines()[-1] for said in end(runs, [75, 75])]
+    saved = max(int(folder.name) for folder in (tmp_path / CHECKPOINTS).iterdir())
+    assert saved >= 13
+    for line in last_lines:
+        assert f"stopped by SIGTERM: step {saved} of {STEPS} is saved" in line
+    (said,) = end(start(tmp_path, 1))
+    assert f"Going on after step {saved} of {STEPS}." in said
+    assert_same_end(tmp_path, alone)
+
+
 def test_killed_processes_end_the_others_and_the_run_goes_on(alone, tmp_path):
     for victim, at in ((1, 5), (0, 14)):
         runs = start(tmp_path, 2)
