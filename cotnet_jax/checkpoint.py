@@ -50,12 +50,18 @@ def open_checkpoints(
     workdir: epath.PathLike, config: Mapping[str, Any], *, read_only: bool = False
 ) -> "Checkpointer":
     """The checkpoints of the run in ``workdir``, whose configuration is ``config``."""
+    # A run that is only read may be of an earlier version, whose configuration has fewer fields.
+    writing = {"keep_best": 0}
+    if not read_only:
+        writing = {
+            "keep_best": config["checkpoint"]["keep_best"],
+            "timeout_seconds": config["distributed"]["slow_timeout_seconds"],
+        }
     return Checkpointer(
         epath.Path(workdir) / CHECKPOINTS,
-        keep_best=0 if read_only else config["checkpoint"]["keep_best"],
         best_metric=f"{weight_kinds(config)[-1]}_top1",
         read_only=read_only,
-        timeout_seconds=config["distributed"]["slow_timeout_seconds"],
+        **writing,
     )
 
 
