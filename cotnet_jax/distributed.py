@@ -93,16 +93,17 @@ def join(
             heartbeat_timeout_seconds=settings.timeout_seconds + _HEARTBEAT_GRACE_SECONDS,
             shutdown_timeout_seconds=settings.timeout_seconds,
         )
+        _check_devices(num_processes)
         # On CPUs the first exchange must begin in all processes within 30 s, and compilation may
         # set them further apart: do it here, where they are together.
         multihost_utils.sync_global_devices("cotnet_jax joined")
+        lost_peer.all_joined()
     except (RuntimeError, OSError) as error:
         raise JoinError(
             f"process {process_id} did not come together with the others of {num_processes} at "
             f"{address}: {lost_peer.first_line(error)}\n"
             "Start all of them, each with a --process_id of its own, at an address that is free."
         ) from error
-    _check_devices(num_processes)
     if process_id:
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_handler().setFormatter(_Numbered())

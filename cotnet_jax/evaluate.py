@@ -75,9 +75,10 @@ def evaluating(
         figures = evaluate(
             eval_step,
             parallel.replicate(mesh, variables),
-            watch.over(itertools.islice(batches, experiment.steps_per_pass)),
+            itertools.islice(batches, experiment.steps_per_pass),
             mesh=mesh,
             total=len(experiment.eval_source),
+            watch=watch,
             after_batch=after_batch,
         )
         for name in variables:
@@ -135,6 +136,7 @@ def evaluate(
     *,
     mesh: Mesh,
     total: int,
+    watch: Watch,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Runs one pass and gives {NAME_top1, NAME_top5} in percent, {NAME_loss} in nats, {count}.
@@ -148,6 +150,7 @@ def evaluate(
       batches: this process's rows of one pass over a split.
       mesh: the devices that ``eval_step`` was made for.
       total: pictures in the split, for the progress shown.
+      watch: the run's, over each batch.
       after_batch: called after each batch; what it raises ends the evaluation.
 
     Raises:
@@ -156,9 +159,13 @@ def evaluate(
     sums = None
     start = line_due = time.monotonic()
     line_due += SECONDS_BETWEEN_LINES
-    for batch in on_devices(mesh, batches):
+    for batch in watch.over(on_devices(mesh, batches)):
         counts = eval_step(variables, batch)
-        sums = counts if sums is None else jax.tree.map(jnp.add, sums, counts)
+        if sums is None:
+            # Other processes may compile for longer, and the watch allows that for this batch.
+            sums = jax.block_until_ready(counts)
+        else:
+            sums = jax.tree.map(jnp.add, sums, counts)
         if time.monotonic() >= line_due:
             done = int(next(iter(sums.values()))["count"])
             seconds = time.monotonic() - start

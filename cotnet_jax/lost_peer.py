@@ -40,6 +40,15 @@ _CHECK_SECONDS = 0.2
 _ANSWER_SECONDS = 2.0
 # The service ends with the first process, and aborts the others: they get so long to end before.
 _FIRST_LINGERS_SECONDS = 2.0
+_ADVICE = (
+    "another process was lost or hangs. If one of them ended with an error of its own, mend that. "
+    "Then start the same command again on all of them."
+)
+_JOINING_ADVICE = (
+    "not all processes came together. Start all of them with the same --coordinator_address, each "
+    "with a --process_id of its own."
+)
+_joined = threading.Event()
 # Taken by the thread that ends the process and never given back: no other thread tells more.
 _ending = threading.Lock()
 
@@ -138,6 +147,11 @@ def translate_aborts() -> None:
     earlier = libc.signal(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
 
 
+def all_joined() -> None:
+    """Says that all processes were there: one that is missed from now on was lost."""
+    _joined.set()
+
+
 def exit_together(code: int, seconds: float) -> None:
     """Ends this process as soon as the others come here too, or after so many seconds.
 
@@ -158,8 +172,7 @@ def _end(reason: str) -> None:
     _ending.acquire()
     print(
         f"error: process {global_state.process_id} of {global_state.num_processes} {reason}: "
-        "another process was lost, hangs or never came. If one of them ended with an error of its "
-        "own, mend that. Then start the same command again on all of them.",
+        + (_ADVICE if _joined.is_set() else _JOINING_ADVICE),
         file=sys.stderr,
     )
     _exit(EXIT_CODE, _FIRST_LINGERS_SECONDS)

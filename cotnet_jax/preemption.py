@@ -37,16 +37,12 @@ class StopRequest:
     """
 
     def __init__(self, mesh: Mesh):
+        self._mesh = mesh
         self._asked = False
         self._listening = False
         self._earlier_handler = None
         self._answers: collections.deque[jax.Array] = collections.deque()
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, REPLICATED))
-        split, devices = NamedSharding(mesh, SPLIT), len(mesh.local_devices)
-        self._flags = [
-            jax.make_array_from_process_local_data(split, np.full(devices, asked))
-            for asked in (False, True)
-        ]
 
     def __enter__(self) -> "StopRequest":
         return self
@@ -66,7 +62,9 @@ class StopRequest:
             self._listening = True
         if jax.process_count() == 1:
             return self._asked
-        self._answers.append(self._any(self._flags[self._asked]))
+        asked = np.full(len(self._mesh.local_devices), self._asked)
+        asked = jax.make_array_from_process_local_data(NamedSharding(self._mesh, SPLIT), asked)
+        self._answers.append(self._any(asked))
         return len(self._answers) > _CALLS_BEHIND and bool(self._answers.popleft())
 
     def _note(self, signal_number, frame) -> None:

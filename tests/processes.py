@@ -33,6 +33,7 @@ class TrainingRun(subprocess.Popen):
       workdir: of the run.
       flags: the others.
       small: with the network of small_network.py in place of the configuration's.
+      before: code that the process runs first, dedented.
     """
 
     def __init__(
@@ -40,12 +41,15 @@ class TrainingRun(subprocess.Popen):
         workdir,
         *flags: str,
         small: bool = True,
+        before: str = "",
         devices: int = 1,
         stdout: int = subprocess.DEVNULL,
     ):
         script = _TESTS / "small_network.py" if small else _TESTS.parent / "main.py"
+        run_script = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+        what = ["-c", f"{textwrap.dedent(before)}\n{run_script}"] if before else [script]
         super().__init__(
-            [sys.executable, script, f"--workdir={workdir}", *flags],
+            [sys.executable, *what, f"--workdir={workdir}", *flags],
             env=_environment(devices),
             stdout=stdout,
             stderr=subprocess.PIPE,

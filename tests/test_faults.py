@@ -242,7 +242,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert_same_end(workdir, uninterrupted)
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit is set from outside")
 def test_a_full_disk_is_one_error_and_loses_nothing(uninterrupted, stopped, tmp_path):
     """A limit on the size of files stands in for a full disk: no privilege is needed."""
     workdir = shutil.copytree(stopped[0], tmp_path / "run")

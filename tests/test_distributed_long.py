@@ -1,0 +1,201 @@
+"""Several processes as one run: the networks themselves, made-up ImageNet, faults at random."""
+
+import collections
+import json
+import random
+import signal
+import time
+
+import jax
+import made_up_imagenet
+import numpy as np
+import pytest
+from several_processes import (
+    STEPS,
+    arrays,
+    assert_same_end,
+    end,
+    figures,
+    lost_message,
+    start,
+)
+
+from cotnet_jax import lost_peer
+from cotnet_jax.data.prepare import __main__ as prepare
+
+pytestmark = pytest.mark.slow
+
+# Two devices add two numbers, which gives the same in any order. Gloo adds four in another order
+# than one process does, which shows in the last bits. Running statistics are those of two or four
+# pictures a device here, which multiply that.
+ROUNDING = {"params": 1e-6, "batch_stats": 1e-5}
+
+
+def assert_close_end(workdir, expected, step=STEPS):
+    """Weights, averages and losses differ by rounding; all pictures are classified alike."""
+    ours, theirs = arrays(workdir, step), arrays(expected, step)
+    for item in ("weights", "ema"):
+        for kind, tolerance in ROUNDING.items():
+            jax.tree.map(
+                lambda a, b, t=tolerance: np.testing.assert_allclose(a, b, t, t),
+                ours[item][kind],
+                theirs[item][kind],
+            )
+    ours, theirs = figures(workdir), figures(expected)
+    assert ours.keys() == theirs.keys()
+    for name in ("raw_top1", "ema_top1", "raw_top5", "ema_top5", "count"):
+        assert ours[step][name] == theirs[step][name]
+    for name in ("loss", "raw_loss", "ema_loss"):
+        np.testing.assert_allclose(ours[step][name], theirs[step][name], 1e-5)
+
+
+def run(workdir, processes, *flags, **options):
+    runs = start(workdir, processes, *flags, **options)
+    end(runs, timeout=900)
+    return json.loads(runs[0].out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_ten_steps_of_a_cotnet_equal_those_of_one_process(tmp_path, processes):
+    flags = ["--config.epochs=1", "--config.distributed.timeout_seconds=60"]
+    options = {"small": False, "devices": processes}
+    alone = run(tmp_path / "1", 1, *flags, **options)
+    together = run(tmp_path / "n", processes, *flags, **options)
+    assert_close_end(tmp_path / "n", tmp_path / "1", step=10)
+    assert alone["count"] == together["count"] == 13
+    if processes == 2:
+        jax.tree.map(
+            np.testing.assert_array_equal, arrays(tmp_path / "n", 10), arrays(tmp_path / "1", 10)
+        )
+
+
+def test_other_numbers_of_processes_go_on_at_the_end_of_an_epoch(tmp_path):
+    flags = ["--config.batch_size=16", "--config.data.train_split=train[:160]"]
+    flags += ["--config.checkpoint.every_steps=0"]
+    run(tmp_path / "uninterrupted", 1, *flags)
+    for processes, at in ((2, 12), (1, 22), (2, 32)):
+        runs = start(tmp_path / "n", processes, *flags)
+        if at > 12:
+            runs[0].wait_for(f"Going on after step {at // 10 * 10 - 10} of 40")
+        runs[0].wait_for(f"step {at}/")
+        for process in runs:
+            process.kill()
+        end(runs, [-signal.SIGKILL] * processes)
+    said, *_ = end(start(tmp_path / "n", 1, *flags))
+    assert "Going on after step 30 of 40" in said
+    assert_same_end(tmp_path / "n", tmp_path / "uninterrupted")
+
+
+def test_evaluation_alone(tmp_path):
+    run(tmp_path, 1, devices=4)
+    flags = ["--mode=evaluate", "--config.batch_size=8"]
+    results = [run(tmp_path, processes, *flags, devices=4) for processes in (1, 2, 4)]
+    # Sums of whole numbers are exact.
+    for name in ("raw_top1", "ema_top1", "count"):
+        assert results[0][name] == results[1][name] == results[2][name]
+
+
+def test_random_processes_are_killed_at_random_moments(tmp_path):
+    """Also while they start, save and evaluate: the other always ends with a clear message."""
+    run(tmp_path / "uninterrupted", 1)
+    rng = random.Random(0)
+    flags = ["--config.checkpoint.every_steps=1"]
+    run(tmp_path / "uninterrupted", 1, *flags)
+    said_by_survivors = collections.Counter()
+    for _ in range(12):
+        runs = start(tmp_path / "n", 2, *flags)
+        runs[0].wait_for("processes are there")
+        time.sleep(rng.uniform(0, 3))
+        victim = rng.randrange(2)
+        runs[victim].kill()
+        begin = time.monotonic()
+        said = [process.end() for process in runs]
+        code = runs[1 - victim].returncode
+        assert time.monotonic() - begin < 40
+        if code == 0:
+            break
+        assert code == lost_peer.EXIT_CODE, said[1 - victim]
+        message = lost_message(said[1 - victim]).splitlines()[0]
+        said_by_survivors[message.split("(")[0].split(":")[1]] += 1
+    print(dict(said_by_survivors))
+    end(start(tmp_path / "n", 2, *flags))
+    assert_same_end(tmp_path / "n", tmp_path / "uninterrupted")
+
+
+def test_a_process_that_hangs_in_python_ends_both(tmp_path):
+    """Its threads live on, among them those by which JAX knows it; only the watch can tell."""
+    hang = """
+        import time
+        from cotnet_jax.data import pipeline
+        make = pipeline.train_batches
+        def train_batches(*args, **kwargs):
+            for number, batch in enumerate(make(*args, **kwargs)):
+                if number == 20:
+                    time.sleep(600)
+                yield batch
+        pipeline.train_batches = train_batches
+    """
+    runs = start(tmp_path, 2, "--config.distributed.timeout_seconds=10", before=hang)
+    begin = time.monotonic()
+    for said in end(runs, [lost_peer.EXIT_CODE] * 2):
+        assert "waited 10 s for the others" in lost_message(said)
+    assert time.monotonic() - begin < 60
+
+
+# Every row that a process puts on its devices: which it is by its pixels, and whether it counts.
+RECORD = """
+    import os, zlib
+    from cotnet_jax import parallel
+    split_batch = parallel.split_batch
+    def recorded(mesh, batch):
+        if "image" in batch:
+            kind = "validation" if "mask" in batch else "train"
+            with open(f"{os.environ['RECORDS']}.{os.getpid()}", "a") as file:
+                for row, image in enumerate(batch["image"]):
+                    if kind == "train" or batch["mask"][row]:
+                        file.write(f"{kind} {zlib.crc32(image.tobytes())} {batch['label'][row]}\\n")
+        return split_batch(mesh, batch)
+    parallel.split_batch = recorded
+"""
+
+
+def test_made_up_imagenet_is_counted_once_on_one_two_and_four(tmp_path, monkeypatch):
+    made = made_up_imagenet.make(tmp_path / "made", 40, 10, 101)
+    data = tmp_path / "data"
+    source = f"--source={tmp_path / 'made' / 'tars'}"
+    assert prepare.main(["imagenet", source, f"--output={data}", "--workers=2"]) == 0
+    assert len(made["train"]) == 400
+    flags = [
+        "--config.data.name=imagenet2012",
+        f"--config.data.data_dir={data}",
+        "--config.data.train_split=train",
+        "--config.data.eval_split=validation",
+        "--config.data.max_undecodable=0.01",
+        "--config.data.image_size=64",
+        "--config.data.crop=0.875",
+        "--config.augment.randaugment=rand-m15-mstd0.5-n2",
+        "--config.augment.flip=0.5",
+        "--config.batch_size=16",
+        "--config.eval.batch_size=16",
+        "--config.epochs=1",
+        "--config.checkpoint.every_steps=0",
+        "--config.distributed.timeout_seconds=120",
+    ]
+    rows, results = {}, {}
+    for processes in (1, 2, 4):
+        monkeypatch.setenv("RECORDS", str(tmp_path / f"rows{processes}"))
+        results[processes] = run(
+            tmp_path / f"run{processes}", processes, *flags, small=False, before=RECORD, devices=4
+        )
+        files = sorted(tmp_path.glob(f"rows{processes}.*"))
+        parts = [collections.Counter(file.read_text().splitlines()) for file in files]
+        assert len(parts) == processes
+        trained = [sum(n for row, n in part.items() if row[0] == "t") for part in parts]
+        assert trained == [400 // processes] * processes
+        rows[processes] = sum(parts, collections.Counter())
+    assert rows[1] == rows[2] == rows[4]
+    assert sum(rows[1].values()) == 400 + 101
+    for processes in (2, 4):
+        assert_close_end(tmp_path / f"run{processes}", tmp_path / "run1", step=25)
+        assert results[processes]["count"] == 101
+    print(results)
