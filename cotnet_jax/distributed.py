@@ -20,6 +20,7 @@ from cotnet_jax import lost_peer
 
 # JAX's own service finds a silent process after the watch of lost_peer.py, which tells it better.
 _HEARTBEAT_GRACE_SECONDS = 10
+_OPEN_MPI = "Open MPI"
 # So long a process that failed waits for the others to tell of the same failure.
 _LEAVE_SECONDS = 5
 
@@ -141,31 +142,35 @@ class _Numbered(logging.PythonFormatter):
 
 def _environment() -> dict:
     """What the launcher's environment says: name, num_processes, process_id, local_devices."""
-    # There is no public way to ask JAX for it without joining at once. Kubernetes is left out: its
-    # variables are in every pod, whether the pod is one of several or not.
+    # There is no public way to ask JAX for it without joining at once.
     from jax._src.clusters import ClusterEnv
 
     found = {}
     try:
-        for cluster in ClusterEnv._cluster_types:
-            if cluster.name == "k8s" or cluster.opt_in_only_method or not cluster.is_env_present():
-                continue
+        if "OMPI_COMM_WORLD_SIZE" in os.environ:
+            # JAX 0.10 does not know Open MPI 5, and 0.12 asks for mpi4py to use it.
+            found["name"] = _OPEN_MPI
+            found["num_processes"] = int(os.environ["OMPI_COMM_WORLD_SIZE"])
+            found["process_id"] = int(os.environ["OMPI_COMM_WORLD_RANK"])
+            found["local_devices"] = [int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])]
+        else:
+            present = (c for c in ClusterEnv._cluster_types if _is_present(c))
+            cluster = next(present, None)
+            if cluster is None:
+                return {}
             found["name"] = cluster.name
             found["num_processes"] = cluster.get_process_count()
             found["process_id"] = cluster.get_process_id()
-            break
-        else:
-            # Open MPI 5, which JAX 0.10 does not know; where the first process is, is not told.
-            if "OMPI_COMM_WORLD_SIZE" in os.environ:
-                found["name"] = "Open MPI"
-                found["num_processes"] = int(os.environ["OMPI_COMM_WORLD_SIZE"])
-                found["process_id"] = int(os.environ["OMPI_COMM_WORLD_RANK"])
-                found["local_devices"] = [int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RuntimeError) as error:
         raise JoinError(f"the environment of {found['name']} is of no use: {error}") from error
-    if found and _all_devices_are_its_own(found["num_processes"]):
+    if _all_devices_are_its_own(found["num_processes"]):
         found["local_devices"] = []
     return found
+
+
+def _is_present(cluster) -> bool:
+    # Kubernetes is left out: its variables are in every pod, one of several or not.
+    return cluster.name != "k8s" and not cluster.opt_in_only_method and cluster.is_env_present()
 
 
 def _all_devices_are_its_own(num_processes: int) -> bool:
@@ -187,7 +192,11 @@ def _check(
         for name, seconds in settings.items()
         if seconds < 10
     ]
-    if coordinator_address is None and environment.get("name") in (None, "Open MPI"):
+    # Open MPI 5 no longer tells where its first process is.
+    nobody_tells = environment.get("name") is None or (
+        environment["name"] == _OPEN_MPI and "OMPI_MCA_orte_hnp_uri" not in os.environ
+    )
+    if coordinator_address is None and nobody_tells:
         problems.append("--coordinator_address=HOST:PORT of process 0 is missing")
     elif coordinator_address is not None and not re.fullmatch(r"\S+:\d{1,5}", coordinator_address):
         problems.append(f"--coordinator_address={coordinator_address}: must be HOST:PORT")

@@ -274,7 +274,7 @@ def open_mpi(**changes):
             {"coordinator_address": "h:1", "num_processes": 2, "process_id": 0},
             ("h:1", 2, 0, None, "deactivate"),
         ),
-        (open_mpi(), {}, (None, 2, 1, None, None)),
+        (open_mpi(), {}, (None, 2, 1, [1], None)),
         (open_mpi(OMPI_COMM_WORLD_LOCAL_SIZE="1"), {}, (None, 2, 1, [], None)),
     ],
 )
