@@ -102,6 +102,33 @@ def test_an_error_of_one_or_of_all(tmp_path):
         assert "Traceback" not in said
 
 
+def test_an_abort_by_the_coordination_service_tells_the_same():
+    """Of a process that exchanges nothing when the first one is killed."""
+    code = """
+        import sys, time
+        from configs import default
+        from cotnet_jax import distributed
+        distributed.join(
+            default.get_config().distributed,
+            coordinator_address=sys.argv[1],
+            num_processes=2,
+            process_id=int(sys.argv[2]),
+        )
+        print("joined", flush=True)
+        time.sleep(100)
+    """
+    address = free_address()
+    first, second = (start_python(code, address, number) for number in range(2))
+    for process in (first, second):
+        while "joined" not in process.stdout.readline():
+            assert process.poll() is None
+    first.kill()
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == lost_peer.EXIT_CODE, said
+    assert "process 1 of 2 was aborted by JAX's coordination service" in lost_message(said)
+    first.communicate()
+
+
 def test_other_aborts_and_exceptions_stay_what_they_are():
     code = """
         import os, sys
