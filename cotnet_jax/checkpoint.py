@@ -528,11 +528,13 @@ def _check_writable(directory: epath.Path) -> None:
 def _quieten_orbax() -> None:
     """Once a process: leaves the telling of a failed write to CheckpointError alone."""
     logging.get_absl_logger().addFilter(_hide_orbax_details)
+    # The arrays that fail after the first one: each is a task that nobody asks for its result.
+    asyncio_logger = std_logging.getLogger("asyncio")
+    asyncio_logger.addFilter(lambda record: "/orbax/" not in record.getMessage())
     earlier_hook = sys.unraisablehook
 
     def hook(unraisable) -> None:
-        # After the first array that cannot be written, TensorStore tells of each further one to
-        # an event loop that has ended.
+        # TensorStore tells of those arrays to an event loop that has ended.
         if str(unraisable.exc_value) != "Event loop is closed":
             earlier_hook(unraisable)
 
