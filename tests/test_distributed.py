@@ -60,8 +60,9 @@ def test_a_killed_process_ends_the_other_and_fewer_or_more_go_on(alone, tmp_path
     runs[1].kill()
     begin = time.monotonic()
     runs[0].wait(60)
-    # The connection breaks at once; only the wait for a checkpoint's write would be longer.
-    assert time.monotonic() - begin < 25
+    # The connection breaks at once, but in the wait for a checkpoint's write JAX's service has to
+    # miss the process, for 10 seconds and 10 more.
+    assert time.monotonic() - begin < 40
     lost_message(end(runs, [lost_peer.EXIT_CODE, -signal.SIGKILL])[0])
 
     (run,) = start(tmp_path, 1)
@@ -80,7 +81,7 @@ def test_a_stopped_process_ends_the_other(tmp_path):
     runs[1].send_signal(signal.SIGSTOP)
     begin = time.monotonic()
     runs[0].wait(60)
-    assert time.monotonic() - begin < 25
+    assert time.monotonic() - begin < 40
     runs[1].kill()
     message = lost_message(end(runs, [lost_peer.EXIT_CODE, -signal.SIGKILL])[0])
     assert "process 0 of 2 waited 10 s for the others" in message
