@@ -1,10 +1,13 @@
 """The network: sizes, initial weights, shapes, and what has no golden figures."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from flax import nnx
 from jax import export
 
@@ -57,7 +60,7 @@ def output_shape(model, image_shape, **options):
 def tiny():
     model = cotnet_jax.create_model("cotnet_tiny", num_classes=10)
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    return model, jax.jit(model.init)(jax.random.key(0), images), images
+    return model, quick.jit(model.init)(jax.random.key(0), images), images
 
 
 @pytest.mark.parametrize("name", cotnet_jax.list_models())
@@ -165,7 +168,7 @@ def test_bfloat16_is_near_float32(tiny):
 
 def test_initial_weights(tiny):
     _, variables, _ = tiny
-    init = jax.jit(cotnet_jax.create_model("cotnet50").init)
+    init = quick.jit(cotnet_jax.create_model("cotnet50").init)
     params = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     block = params["stage4_block2"]
     key_conv = block["cot"]["key_conv"]["kernel"]
@@ -193,11 +196,12 @@ def test_drop_path_rises_linearly_over_the_blocks():
 def test_dropping_changes_training_only(tiny):
     model, variables, images = tiny
     dropping = model.clone(drop_rate=0.5, drop_path_rate=0.5)
-    np.testing.assert_array_equal(dropping.apply(variables, images), model.apply(variables, images))
+    evaluated = (quick.jit(each.apply)(variables, images) for each in (dropping, model))
+    np.testing.assert_array_equal(*evaluated)
+    apply = quick.jit(functools.partial(dropping.apply, train=True, mutable=["batch_stats"]))
 
     def logits(seed):
-        rngs = {"dropout": jax.random.key(seed)}
-        return dropping.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+        return apply(variables, images, rngs={"dropout": jax.random.key(seed)})[0]
 
     assert not np.array_equal(logits(0), logits(1))
     np.testing.assert_array_equal(logits(0), logits(0))

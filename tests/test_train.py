@@ -68,6 +68,8 @@ def final_arrays(workdir):
     return {item: ocp.PyTreeCheckpointer().restore(folder / item) for item in items}
 
 
+# The short form is test_faults.py's, with a small network.
+@pytest.mark.slow
 def test_killed_and_started_again_ends_bitwise_the_same(finished, tmp_path):
     """More kills, and other faults, are in test_faults.py."""
     uninterrupted, _ = finished
