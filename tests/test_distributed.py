@@ -75,6 +75,7 @@ def test_a_killed_process_ends_the_other_and_fewer_or_more_go_on(alone, tmp_path
     assert_same_end(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_a_stopped_process_ends_the_other(tmp_path):
     runs = start(tmp_path, 2)
     runs[0].wait_for("step 8/")

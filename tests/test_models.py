@@ -217,6 +217,7 @@ def test_every_batch_norm_of_a_model_is_frozen(name, monkeypatch):
         output_shape(model.clone(freeze_batch_norm=False), (2, 64, 64, 3), **options)
 
 
+@pytest.mark.slow
 def test_the_model_gives_the_same_logits_through_nnx(tiny):
     model, variables, images = tiny
     module = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(images)

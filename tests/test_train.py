@@ -136,6 +136,7 @@ def test_training_starts_from_given_weights(finished, tmp_path):
     assert json.loads(result.stdout.splitlines()[-1])["given_top1"] == best["ema_top1"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     result = run(tmp_path, *SHORT, "--config.schedule.warmup_start=1e30")
     message = error_of(result)
