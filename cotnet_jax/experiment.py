@@ -114,26 +114,27 @@ def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
     Raises:
       ValueError: lists every field that is out of its range; or the dataset cannot be opened.
     """
-    mesh = parallel.make_mesh(devices)
-    _check(config, mesh.size)
+    evaluation = set_up_evaluation(config, devices, training=True)
     train_source = open_source(config.data, config.data.train_split)
-    eval_source = open_source(config.data, config.data.eval_split)
     return Experiment(
-        config=config,
-        mesh=mesh,
-        model=_model(config, train_source.num_classes),
-        eval_source=eval_source,
-        real_labels=_real_labels(config, eval_source),
+        **vars(evaluation),
         train_source=train_source,
         steps_per_epoch=pipeline.steps_per_epoch(config, train_source),
         rates=optim.learning_rates(config.schedule, config.epochs, config.batch_size),
     )
 
 
-def set_up_evaluation(config: ml_collections.ConfigDict, devices=None) -> Evaluation:
-    """As ``set_up``, for evaluating alone: the training split need not be there."""
+def set_up_evaluation(
+    config: ml_collections.ConfigDict, devices=None, *, training: bool = False
+) -> Evaluation:
+    """As ``set_up``, for evaluating alone: the training split need not be there.
+
+    ``training`` checks what only a training step needs, too.
+    """
     mesh = parallel.make_mesh(devices)
-    _check(config, mesh.size, training=False)
+    problems = config_check.find_problems(config, mesh.size, training=training)
+    if problems:
+        raise ValueError("the configuration has problems:\n  " + "\n  ".join(problems))
     eval_source = open_source(config.data, config.data.eval_split)
     return Evaluation(
         config=config,
@@ -142,12 +143,6 @@ def set_up_evaluation(config: ml_collections.ConfigDict, devices=None) -> Evalua
         eval_source=eval_source,
         real_labels=_real_labels(config, eval_source),
     )
-
-
-def _check(config, devices, training=True):
-    problems = config_check.find_problems(config, devices, training=training)
-    if problems:
-        raise ValueError("the configuration has problems:\n  " + "\n  ".join(problems))
 
 
 def _model(config, num_classes):
