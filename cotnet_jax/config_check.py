@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from cotnet_jax.data import randaugment, real_labels
+from cotnet_jax.data import randaugment
 from cotnet_jax.variants import get_variant
 
 _POSITIVE = "1 or more"
@@ -123,11 +123,6 @@ def _names(config) -> Iterator[str]:
         randaugment.parse(config.augment.randaugment)
     except ValueError as error:
         yield f"--{error}"
-    try:
-        if config.eval.real_labels:
-            real_labels.read_real_labels(config.eval.real_labels)
-    except ValueError as error:
-        yield f"--config.eval.real_labels={error}"
 
 
 def _training(config, devices) -> Iterator[str]:

@@ -170,7 +170,10 @@ def _real_labels(config, eval_source):
             f"first of {config.data.name!r} {config.data.eval_split!r} is named {name!r}, one of "
             f"{eval_source.num_classes} classes"
         )
-    return read_real_labels(file)
+    try:
+        return read_real_labels(file)
+    except ValueError as error:
+        raise ValueError(f"--config.eval.real_labels={error}") from None
 
 
 def _dtype(name):

@@ -142,7 +142,6 @@ BAD = {
     "distributed.slow_timeout_seconds": 0,
     "eval.batch_size": 9,
     "eval.every_epochs": 0,
-    "eval.real_labels": "/nowhere/real.json",
     "checkpoint.every_steps": -1,
     "checkpoint.keep_best": -1,
     "profile.steps": -1,
@@ -159,6 +158,7 @@ UNCHECKED = {
     "data.fake",
     "data.train_split",
     "data.eval_split",
+    "eval.real_labels",
     "notes",
 }
 

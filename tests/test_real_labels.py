@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -137,6 +138,17 @@ def test_labels_find_their_pictures_by_name(config, published, monkeypatch, capl
     run = experiment.set_up_evaluation(config, devices=jax.devices()[:1])
     with evaluate.evaluating(run) as evaluate_all:
         assert "real_count" not in evaluate_all({"raw": {}})
+
+
+def test_the_file_is_read_once_and_named_if_it_cannot_be(config, monkeypatch):
+    reads, read_text = [], Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: reads.append(str(path)) or read_text(path))
+    monkeypatch.setattr(experiment, "open_source", lambda data, split: Named())
+    experiment.set_up_evaluation(config)
+    assert reads == [config.eval.real_labels]
+    config.eval.real_labels = "/nowhere/real.json"
+    with pytest.raises(ValueError, match=r"real_labels=/nowhere/real.json: cannot be read"):
+        experiment.set_up_evaluation(config)
 
 
 def test_pictures_without_such_names_are_refused(config):
