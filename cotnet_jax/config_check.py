@@ -1,7 +1,8 @@
 """Whether the values of a configuration can be used: a line for each one that cannot."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import ml_collections
 
@@ -99,18 +100,20 @@ def find_problems(
       devices: number of devices that a batch is split over.
       training: False leaves out whether a training step can be made of the fields together.
     """
-    problems = [
-        _line(config, field, wanted)
-        for field, wanted in _FIELDS.items()
-        if not _RANGES[wanted](_value(config, field))
-    ]
-    problems += _names(config)
+    problems = [*out_of_range(config, _FIELDS), *_names(config)]
     if training:
         problems += _training(config, devices)
     if config.eval.batch_size < 1 or config.eval.batch_size % devices:
         wanted = f"a positive multiple of the {devices} devices"
         problems.append(_line(config, "eval.batch_size", wanted))
     return problems
+
+
+def out_of_range(config: Mapping[str, Any], fields: Iterable[str]) -> Iterator[str]:
+    """A line for each of ``fields``, such as "data.crop", that is out of its range by itself."""
+    for field in fields:
+        if not _RANGES[_FIELDS[field]](_value(config, field)):
+            yield _line(config, field, _FIELDS[field])
 
 
 def _names(config) -> Iterator[str]:

@@ -16,7 +16,7 @@ import ml_collections
 from absl import logging
 from jax.experimental import multihost_utils
 
-from cotnet_jax import lost_peer
+from cotnet_jax import config_check, lost_peer
 
 # JAX's own service finds a silent process after the watch of lost_peer.py, which tells it better.
 _HEARTBEAT_GRACE_SECONDS = 10
@@ -187,11 +187,8 @@ def _check(
     settings, environment, coordinator_address, num_processes, process_id, local_device_ids
 ) -> None:
     # The whole configuration is checked when the number of devices is known.
-    problems = [
-        f"--config.distributed.{name}={seconds}: must be 10 or more"
-        for name, seconds in settings.items()
-        if seconds < 10
-    ]
+    fields = [f"distributed.{name}" for name in settings]
+    problems = list(config_check.out_of_range({"distributed": settings}, fields))
     # Open MPI 5 no longer tells where its first process is.
     nobody_tells = environment.get("name") is None or (
         environment["name"] == _OPEN_MPI and "OMPI_MCA_orte_hnp_uri" not in os.environ
