@@ -199,7 +199,7 @@ def _report(
         split["pictures"] += shard.length
         split["bytes"] += result.num_bytes
         split["shards"] += 1
-        split["reencoded"] += sorted(result.reencoded)
+        split["reencoded"] = sorted([*split["reencoded"], *result.reencoded])
         split["undecodable"] += [list(entry) for entry in result.undecodable]
     return {
         "dataset": f"{plan.name}/{plan.version}",
