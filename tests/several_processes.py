@@ -1,5 +1,6 @@
 """Runs of several processes over loopback, and what they left."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def end(runs, codes=None, timeout=120) -> list[str]:
     said = [run.end(timeout) for run in runs]
     assert [run.returncode for run in runs] == (codes or [0] * len(runs)), "\n".join(said)
     return said
+
+
+def run(workdir, processes, *flags, **options) -> dict:
+    """A whole run that ends well; the figures that it prints."""
+    runs = start(workdir, processes, *flags, **options)
+    end(runs, timeout=900)
+    return json.loads(runs[0].out.splitlines()[-1])
 
 
 def lost_message(said) -> str:

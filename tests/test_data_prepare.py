@@ -436,33 +436,3 @@ def test_folder_of_splits(tmp_path):
     assert sources.open_source(config, "test")[0]["label"] == 2
     report = json.loads((tmp_path / "out" / dataset.REPORT).read_text())
     assert "validation: no pictures of 1 classes, the first c" in report["differences"]
-
-
-@pytest.mark.slow
-def test_full_size(tmp_path):
-    """1,000 classes, 12,000 pictures of real sizes; from tar files, killed twice, and folders."""
-    made = made_up_imagenet.make(tmp_path, 1000, 10, 2000)
-    outputs = {name: tmp_path / f"from_{name}" for name in ("tars", "folders")}
-    for name, output in outputs.items():
-        progress = output / "imagenet2012" / "incomplete_5.1.0" / "progress.jsonl"
-        for lines in (3, 8) if name == "tars" else ():
-            kill_after(command_line(tmp_path / name, output), progress, lines)
-        subprocess.run(command_line(tmp_path / name, output), check=True)
-        assert not progress.exists()
-    assert records(dataset_dir(outputs["tars"])) == records(dataset_dir(outputs["folders"]))
-    config = imagenet_config(outputs["tars"])
-    config.eval.batch_size = 96
-    config.batch_size = 640
-    for process_count in (1, 2, 4):
-        seen = []
-        for index in range(process_count):
-            for batch in pipeline.eval_batches(
-                config, process_index=index, process_count=process_count
-            ):
-                seen += batch["label"][batch["mask"] == 1].tolist()
-        expected = [made_up_imagenet.WNIDS.index(wnid) for wnid in made["validation"].values()]
-        assert sorted(seen) == sorted(expected)
-    batches = pipeline.train_batches(config, start_step=0)
-    labels = [next(batches)["label"] for _ in range(pipeline.steps_per_epoch(config))]
-    batches.close()
-    assert np.concatenate(labels).shape == (15 * 640,)

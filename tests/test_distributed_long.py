@@ -1,13 +1,11 @@
-"""Several processes as one run: the networks themselves, made-up ImageNet, faults at random."""
+"""Several processes as one run: the networks themselves, faults at random."""
 
 import collections
-import json
 import random
 import signal
 import time
 
 import jax
-import made_up_imagenet
 import numpy as np
 import pytest
 from several_processes import (
@@ -17,11 +15,11 @@ from several_processes import (
     end,
     figures,
     lost_message,
+    run,
     start,
 )
 
 from cotnet_jax import lost_peer
-from cotnet_jax.data.prepare import __main__ as prepare
 
 pytestmark = pytest.mark.slow
 
@@ -47,12 +45,6 @@ def assert_close_end(workdir, expected, step=STEPS):
         assert ours[step][name] == theirs[step][name]
     for name in ("loss", "raw_loss", "ema_loss"):
         np.testing.assert_allclose(ours[step][name], theirs[step][name], 1e-5)
-
-
-def run(workdir, processes, *flags, **options):
-    runs = start(workdir, processes, *flags, **options)
-    end(runs, timeout=900)
-    return json.loads(runs[0].out.splitlines()[-1])
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -140,62 +132,3 @@ def test_a_process_that_hangs_in_python_ends_both(tmp_path):
     for said in end(runs, [lost_peer.EXIT_CODE] * 2):
         assert "waited 10 s for the others" in lost_message(said)
     assert time.monotonic() - begin < 60
-
-
-# Every row that a process puts on its devices: which it is by its pixels, and whether it counts.
-RECORD = """
-    import os, zlib
-    from cotnet_jax import parallel
-    split_batch = parallel.split_batch
-    def recorded(mesh, batch):
-        if "image" in batch:
-            kind = "validation" if "mask" in batch else "train"
-            with open(f"{os.environ['RECORDS']}.{os.getpid()}", "a") as file:
-                for row, image in enumerate(batch["image"]):
-                    if kind == "train" or batch["mask"][row]:
-                        file.write(f"{kind} {zlib.crc32(image.tobytes())} {batch['label'][row]}\\n")
-        return split_batch(mesh, batch)
-    parallel.split_batch = recorded
-"""
-
-
-def test_made_up_imagenet_is_counted_once_on_one_two_and_four(tmp_path, monkeypatch):
-    made = made_up_imagenet.make(tmp_path / "made", 40, 10, 101)
-    data = tmp_path / "data"
-    source = f"--source={tmp_path / 'made' / 'tars'}"
-    assert prepare.main(["imagenet", source, f"--output={data}", "--workers=2"]) == 0
-    assert len(made["train"]) == 400
-    flags = [
-        "--config.data.name=imagenet2012",
-        f"--config.data.data_dir={data}",
-        "--config.data.train_split=train",
-        "--config.data.eval_split=validation",
-        "--config.data.max_undecodable=0.01",
-        "--config.data.image_size=64",
-        "--config.data.crop=0.875",
-        "--config.augment.randaugment=rand-m15-mstd0.5-n2",
-        "--config.augment.flip=0.5",
-        "--config.batch_size=16",
-        "--config.eval.batch_size=16",
-        "--config.epochs=1",
-        "--config.checkpoint.every_steps=0",
-        "--config.distributed.timeout_seconds=120",
-    ]
-    rows, results = {}, {}
-    for processes in (1, 2, 4):
-        monkeypatch.setenv("RECORDS", str(tmp_path / f"rows{processes}"))
-        results[processes] = run(
-            tmp_path / f"run{processes}", processes, *flags, small=False, before=RECORD, devices=4
-        )
-        files = sorted(tmp_path.glob(f"rows{processes}.*"))
-        parts = [collections.Counter(file.read_text().splitlines()) for file in files]
-        assert len(parts) == processes
-        trained = [sum(n for row, n in part.items() if row[0] == "t") for part in parts]
-        assert trained == [400 // processes] * processes
-        rows[processes] = sum(parts, collections.Counter())
-    assert rows[1] == rows[2] == rows[4]
-    assert sum(rows[1].values()) == 400 + 101
-    for processes in (2, 4):
-        assert_close_end(tmp_path / f"run{processes}", tmp_path / "run1", step=25)
-        assert results[processes]["count"] == 101
-    print(results)
