@@ -57,16 +57,13 @@ def evaluate_only(
 
 
 @contextlib.contextmanager
-def evaluating(
-    experiment: Evaluation, watch: Watch | None = None
-) -> Iterator[Callable[..., dict[str, float]]]:
+def evaluating(experiment: Evaluation, watch: Watch) -> Iterator[Callable[..., dict[str, float]]]:
     """The function {name: variables} -> figures of one pass, which it also logs.
 
     What reads the pictures is started by the first call, serves all, and ends with the context.
-    The function's ``after_batch`` is that of :func:`evaluate`. ``watch`` is the run's, if any.
+    ``watch`` and the function's ``after_batch`` are those of :func:`evaluate`.
     """
     config, mesh = experiment.config, experiment.mesh
-    watch = watch or Watch(config.distributed)
     eval_step = make_eval_step(
         experiment.model, mesh=mesh, mean=config.data.mean, std=config.data.std
     )

@@ -13,6 +13,7 @@ import pytest
 from configs import default
 from cotnet_jax import evaluate, experiment
 from cotnet_jax.data.real_labels import read_real_labels, validation_number
+from cotnet_jax.lost_peer import Watch
 from cotnet_jax.metrics import real_label_counts
 
 
@@ -122,7 +123,7 @@ def test_labels_find_their_pictures_by_name(config, published, monkeypatch, capl
     monkeypatch.setattr(experiment, "open_source", lambda data, split: Named())
     monkeypatch.setattr(experiment, "_model", lambda config, num_classes: Brightness(classes))
     run = experiment.set_up_evaluation(config, devices=jax.devices()[:1])
-    with evaluate.evaluating(run) as evaluate_all:
+    with evaluate.evaluating(run, Watch(config.distributed)) as evaluate_all:
         figures = evaluate_all({"raw": {}, "ema": {}})
         # Another pass is the same.
         assert evaluate_all({"raw": {}, "ema": {}}) == figures
@@ -136,7 +137,7 @@ def test_labels_find_their_pictures_by_name(config, published, monkeypatch, capl
     assert f"ReaL top-1 {figures['ema_real_top1']:.2f} % of {len(labelled)}" in caplog.text
     config.eval.real_labels = ""
     run = experiment.set_up_evaluation(config, devices=jax.devices()[:1])
-    with evaluate.evaluating(run) as evaluate_all:
+    with evaluate.evaluating(run, Watch(config.distributed)) as evaluate_all:
         assert "real_count" not in evaluate_all({"raw": {}})
 
 
