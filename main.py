@@ -15,8 +15,18 @@ by SIGTERM with the last step saved, 130 by Ctrl-C.
 """
 
 import json
+import os
 import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+
+    def end_at_once(*_):
+        os.write(sys.stderr.fileno(), b"interrupted.\n")
+        os._exit(128 + signal.SIGINT)
+
+    # The imports below take seconds, and some code in them would swallow a KeyboardInterrupt.
+    signal.signal(signal.SIGINT, end_at_once)
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -84,6 +94,9 @@ def main(argv):
 def run_and_tell():
     run = {"train": train, "evaluate": evaluate_only}[MODE.value]
     try:
+        # From here on there is more to say and to close. In the background it may be ignored.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         distributed.join(
             CONFIG.value.distributed,
             coordinator_address=COORDINATOR_ADDRESS.value,

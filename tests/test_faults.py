@@ -185,6 +185,21 @@ def test_ctrl_c_is_one_line(tmp_path):
     assert group_is_gone(run)
 
 
+@pytest.mark.parametrize("module", ["absl", "cotnet_jax.train"])
+def test_ctrl_c_while_main_imports_is_one_line(tmp_path, module):
+    interrupt = f"""
+        import os, signal, sys
+        class Interrupt:
+            def find_spec(self, name, *_):
+                if name == {module!r}:
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupt())
+    """
+    run = start(tmp_path, small=False, before=interrupt)
+    assert run.end() == "interrupted.\n"
+    assert run.returncode == 130
+
+
 def killed_often(workdir, kills: int, most_steps: int, *flags, **options) -> int:
     """Starts a run so often and kills it; how many times a checkpoint was being written.
 
