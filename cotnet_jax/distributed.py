@@ -118,13 +118,17 @@ def leaving() -> Iterator[None]:
     JAX's own exit waits for them, and they wait for this one's next step. Here the failure is
     told, the others get a moment to tell of the same one, and the process ends with the exit
     code that it would have by itself, or with that of a lost peer.
+
+    A process alone that exits ends at once, too: JAX's own exit crashes while it still compiles.
     """
     try:
         yield
     except BaseException as error:
         if jax.distributed.is_initialized():
             lost_peer.end_if_lost(type(error), error, error.__traceback__)
-            _leave(error)
+            lost_peer.exit_together(_tell(error), _LEAVE_SECONDS)
+        if isinstance(error, SystemExit):
+            lost_peer.exit_now(_tell(error))
         raise
 
 
@@ -222,12 +226,12 @@ def _check_devices(num_processes: int) -> None:
         raise JoinError(f"all processes must have equally many devices, but {listed}")
 
 
-def _leave(error: BaseException) -> None:
-    code = 1
+def _tell(error: BaseException) -> int:
+    """Prints what Python would at its exit; the exit code."""
     if not isinstance(error, SystemExit):
         traceback.print_exception(error)
-    elif isinstance(error.code, int | None):
-        code = error.code or 0
-    else:
-        print(error.code, file=sys.stderr)
-    lost_peer.exit_together(code, _LEAVE_SECONDS)
+        return 1
+    if isinstance(error.code, int | None):
+        return error.code or 0
+    print(error.code, file=sys.stderr)
+    return 1

@@ -178,12 +178,16 @@ def _end(reason: str) -> None:
     _exit(EXIT_CODE, _FIRST_LINGERS_SECONDS)
 
 
-def _exit(code: int, first_lingers_seconds: float) -> None:
+def exit_now(code: int, after_seconds: float = 0.0) -> None:
+    """Ends this process as it is, without what Python and its libraries do at their exit."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if global_state.process_id == 0:
-        time.sleep(first_lingers_seconds)
+    time.sleep(after_seconds)
     os._exit(code)
+
+
+def _exit(code: int, first_lingers_seconds: float) -> None:
+    exit_now(code, first_lingers_seconds if global_state.process_id == 0 else 0.0)
 
 
 def _service_answers() -> bool:

@@ -200,6 +200,22 @@ def test_ctrl_c_while_main_imports_is_one_line(tmp_path, module):
     assert run.returncode == 130
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_the_network_is_compiled_is_one_line(tmp_path):
+    interrupt = """
+        import os, signal, threading
+        import jax
+        def listen(event, seconds, **_):
+            if "jaxpr_to_mlir" in event and seconds > 0.05:
+                threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        jax.monitoring.register_event_duration_secs_listener(listen)
+    """
+    run = start(tmp_path, small=False, before=interrupt)
+    said = run.end()
+    assert run.returncode == 130, said
+    assert said.splitlines()[-1].startswith("interrupted. The same command goes on")
+
+
 def killed_often(workdir, kills: int, most_steps: int, *flags, **options) -> int:
     """Starts a run so often and kills it; how many times a checkpoint was being written.
 
