@@ -35,6 +35,8 @@ CHECKPOINTS = "checkpoints"
 _ITEMS = ("weights", "ema", "optimizer")
 # The newest step may turn out to be damaged: the one before it must still be there.
 _KEEP_LATEST = 2
+# Attempts, 0.1 s apart, at removing an unfinished one.
+_REMOVALS = 20
 
 
 class CheckpointError(RuntimeError):
@@ -386,6 +388,17 @@ class Checkpointer:
                 f"{_cause(error)}."
             ) from error
 
+    def _remove_unfinished(self, step: int | None) -> None:
+        """Removes what a failed write of a step left, in which others of its threads still work."""
+        for _ in range(_REMOVALS):
+            leftovers = list(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+            if not leftovers:
+                break
+            for leftover in leftovers:
+                with contextlib.suppress(OSError):
+                    leftover.rmtree()
+            time.sleep(0.1)
+
     @contextlib.contextmanager
     def _explain_failure(self, step: int | None) -> Iterator[None]:
         """Turns a failed write into one CheckpointError, and frees what it had written."""
@@ -396,9 +409,7 @@ class Checkpointer:
             self._metrics.pop(step, None)
             logging.debug("Failed to write step %s", step, exc_info=True)
             if jax.process_index() == 0:
-                for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                    with contextlib.suppress(OSError):
-                        leftover.rmtree()
+                self._remove_unfinished(step)
             with contextlib.suppress(OSError):
                 self._manager.reload()
             raise CheckpointError(
