@@ -8,8 +8,6 @@ import textwrap
 from pathlib import Path
 
 _TESTS = Path(__file__).resolve().parent
-# A network runs for a second here, and compiles twice as fast without optimisation.
-QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 
 
 def start_python(code: str, *arguments, devices: int = 1) -> subprocess.Popen:
@@ -79,7 +77,7 @@ def _environment(devices: int) -> dict[str, str]:
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{QUICK_COMPILATION} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS)]),
     }
 

@@ -56,7 +56,8 @@ def forward(model: str, figures, dtype: str):
         images = jnp.asarray(golden.images(seed + 1, figures["input_shape"]), dtype)
         variables = _variables(model, seed, dtype)
         # In float32 as a user compiles it.
-        jit = quick.jit if dtype == "float64" else jax.jit
+        options = quick.OPTIONS if dtype == "float64" else quick.USERS_OPTIONS
+        jit = functools.partial(jax.jit, compiler_options=options)
         logits = jit(net.apply)(variables, images)
         yield "logits", golden.relative_error(logits, figures["logits"]), logits_tolerance
         # A look inside takes the layers apart: another path through the network.
@@ -95,8 +96,8 @@ def _train(model, figures):
     weights = _variables(model, seed, jnp.float64)
     batches = [_batch(seed, shape, s) for s in range(len(figures["lr"]))]
     mixed, _ = _mix(None, batches[0])
-    apply = quick.jit(functools.partial(net.apply, train=True, mutable=["batch_stats"]))
-    logits, _ = apply(weights, mixed)
+    apply = functools.partial(net.apply, train=True, mutable=["batch_stats"])
+    logits, _ = jax.jit(apply, compiler_options=quick.OPTIONS)(weights, mixed)
     yield "logits0", golden.relative_error(logits, figures["logits0"]), TRAIN_TOLERANCE
 
     params = weights["params"]
@@ -112,6 +113,9 @@ def _train(model, figures):
         ),
     )
     losses = []
+    # Without any optimisation convolutions in float64 take longer than is saved.
+    options = quick.USERS_OPTIONS | {"xla_backend_optimization_level": 1}
+    step = step.lower(state, batches[0]).compile(compiler_options=options)
     for number, batch in enumerate(batches):
         state, metrics = step(state, batch)
         losses.append(metrics["loss"])
@@ -130,6 +134,7 @@ def _first_gradients(state, params, decay):
     """The first momentum is the gradient and the decayed weights."""
 
     def gradient(velocity, param):
+        velocity, param = np.asarray(velocity), np.asarray(param)
         return velocity - decay * param if param.ndim > 1 else velocity
 
     return jax.tree.map(gradient, state.opt_state[2].trace, params)

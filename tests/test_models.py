@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 from flax import nnx
 from jax import export
 
@@ -43,9 +42,11 @@ GMACS = {
 }
 
 
-def shapes(model, size=64, channels=3):
-    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
+@functools.cache
+def shapes(name):
+    """Of the variables; tracing a large network takes a second."""
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return jax.eval_shape(cotnet_jax.create_model(name).init, jax.random.key(0), images)
 
 
 def output_shape(model, image_shape, **options):
@@ -60,12 +61,12 @@ def output_shape(model, image_shape, **options):
 def tiny():
     model = cotnet_jax.create_model("cotnet_tiny", num_classes=10)
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    return model, quick.jit(model.init)(jax.random.key(0), images), images
+    return model, jax.jit(model.init)(jax.random.key(0), images), images
 
 
 @pytest.mark.parametrize("name", cotnet_jax.list_models())
 def test_parameter_count(name):
-    leaves = jax.tree.leaves(shapes(cotnet_jax.create_model(name))["params"])
+    leaves = jax.tree.leaves(shapes(name)["params"])
     assert sum(leaf.size for leaf in leaves) == PARAMETERS[name]
     assert variants.VARIANTS[name].parameters == PARAMETERS[name]
 
@@ -80,7 +81,6 @@ def test_multiplications_of_convolutions_and_classifier(name):
     """Counted from the traced network: each kernel's size times the pixels it is applied to."""
     model = cotnet_jax.create_model(name)
     size = model.default_cfg["input_size"][0]
-    variables = shapes(model, size)
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     total = 0
 
@@ -102,7 +102,7 @@ def test_multiplications_of_convolutions_and_classifier(name):
                 elif hasattr(value, "eqns"):
                     count(value)
 
-    count(jax.make_jaxpr(model.apply)(variables, images).jaxpr)
+    count(jax.make_jaxpr(model.apply)(shapes(name), images).jaxpr)
     assert total / 1e9 == pytest.approx(GMACS[name], abs=0.02)
     assert variants.VARIANTS[name].gmacs == GMACS[name]
 
@@ -168,15 +168,21 @@ def test_bfloat16_is_near_float32(tiny):
 
 def test_initial_weights(tiny):
     _, variables, _ = tiny
-    init = quick.jit(cotnet_jax.create_model("cotnet50").init)
-    params = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    block = params["stage4_block2"]
+    model = cotnet_jax.create_model("cotnet50")
+
+    @jax.jit
+    def some(key):
+        """Of a block and the head: the other 15 blocks take long to compile."""
+        params = model.init(key, jnp.zeros((1, 32, 32, 3)))["params"]
+        return params["stage4_block2"], params["head"]
+
+    block, head = some(jax.random.key(0))
     key_conv = block["cot"]["key_conv"]["kernel"]
     assert key_conv.shape == (3, 3, 128, 512)
     assert np.std(key_conv) == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
     for leaf, fan_in in (
-        (params["head"]["kernel"], 2048),
-        (params["head"]["bias"], 2048),
+        (head["kernel"], 2048),
+        (head["bias"], 2048),
         (block["cot"]["weight_conv2"]["bias"], 256),
         (block["cot"]["fusion_conv2"]["bias"], 256),
     ):
@@ -196,9 +202,9 @@ def test_drop_path_rises_linearly_over_the_blocks():
 def test_dropping_changes_training_only(tiny):
     model, variables, images = tiny
     dropping = model.clone(drop_rate=0.5, drop_path_rate=0.5)
-    evaluated = (quick.jit(each.apply)(variables, images) for each in (dropping, model))
+    evaluated = (jax.jit(each.apply)(variables, images) for each in (dropping, model))
     np.testing.assert_array_equal(*evaluated)
-    apply = quick.jit(functools.partial(dropping.apply, train=True, mutable=["batch_stats"]))
+    apply = jax.jit(functools.partial(dropping.apply, train=True, mutable=["batch_stats"]))
 
     def logits(seed):
         return apply(variables, images, rngs={"dropout": jax.random.key(seed)})[0]

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 
 from cotnet_jax.layers import BatchNorm, Conv, CoTLayer, TapGroupNorm
 from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
@@ -37,7 +36,7 @@ def test_cot_layer_is_the_same_with_and_without_fusion(groups, train):
             return jnp.sum(jnp.sin(y))
 
         fused, separate = (
-            quick.jit(jax.value_and_grad(functools.partial(loss, layer)))(variables["params"])
+            jax.jit(jax.value_and_grad(functools.partial(loss, layer)))(variables["params"])
             for layer in layers
         )
         close = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8)

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from processes import QUICK_COMPILATION
 
 from cotnet_jax.metrics import read_metrics
 
@@ -28,7 +27,6 @@ SHORT = [
     "--config.log_every_steps=1",
 ]
 STEPS = 12
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION}
 
 
 def command(workdir, *options, config="digits"):
@@ -39,7 +37,6 @@ def command(workdir, *options, config="digits"):
 def run(workdir, *options, **kwargs):
     return subprocess.run(
         command(workdir, *options, **kwargs),
-        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=600,
@@ -75,7 +72,6 @@ def test_killed_and_started_again_ends_bitwise_the_same(finished, tmp_path):
     uninterrupted, _ = finished
     process = subprocess.Popen(
         command(tmp_path, *SHORT),
-        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -202,7 +198,7 @@ def test_fine_tuning_with_frozen_statistics(finished, tmp_path):
 def test_only_given_weights_are_evaluated_without_a_workdir(finished):
     def main(*options):
         line = [option for option in command("", *SHORT, *options) if option != "--workdir="]
-        return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+        return subprocess.run(line, capture_output=True, text=True, timeout=600)
 
     given = finished[0] / "checkpoints" / str(STEPS)
     result = main("--mode=evaluate", f"--config.init_from={given}")
