@@ -6,6 +6,7 @@ from pathlib import Path
 import golden
 import nbformat
 import numpy as np
+import quick
 import torch_file_builder as build
 from nbclient import NotebookClient
 from sklearn.datasets import load_sample_images
@@ -134,7 +135,9 @@ def test_with_a_checkpoint(tmp_path):
     assert not (tmp_path / "unused").exists()
 
 
-def test_with_the_demo(tmp_path):
+def test_with_the_demo(tmp_path, monkeypatch):
+    # It trains for long enough that some optimisation pays.
+    monkeypatch.setenv("XLA_FLAGS", f"{quick.FLAGS} --xla_backend_optimization_level=1")
     streams, told = run(WORKDIR=str(tmp_path / "run"))
     assert "epoch 5/5 | step 110/110" in streams
     assert "ema weights of cotnet_tiny, best checkpoint" in streams
