@@ -11,6 +11,9 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3 python;
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo "$$python" && break; done)
 
+# Files go to the workers in the order of tests/conftest.py.
+PYTEST_FLAGS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format clean
 
@@ -21,10 +24,10 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python main.py --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 20 -m "not slow"
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow"
 
 test-all: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 20
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -19,6 +19,26 @@ def pytest_configure(config: pytest.Config) -> None:
     # processes: three times faster from JAX's own cache, which `make clean` empties.
     if hasattr(config, "cache"):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
+        # What compiles in less than a second, too: every process of a run compiles it again.
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+# Those of about a minute.
+LONG_FILES = [
+    "test_golden",
+    "test_notebook",
+    "test_aggregation_triton",
+    "test_models",
+    "test_faults",
+    "test_train",
+    "test_distributed",
+    "test_train_step",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # First what takes longest: begun last, it would keep one worker while the others have ended.
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
 
 
 @pytest.fixture(scope="session")
