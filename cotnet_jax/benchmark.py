@@ -51,6 +51,9 @@ def make_inputs(kernel, batch, size, groups, width, dtype, seed=0):
             *(values, values, weights, groups_shape, groups_shape, taps, taps),
         ],
         "statistics": [weights],
+        "group_norm_backward": [
+            *(weights, weights, groups_shape, groups_shape, taps, (2, batch, groups, channels))
+        ],
         "normalized": [values, weights, taps, taps],
         "normalized_vjp": [values, weights, taps, taps, values],
     }[kernel]

@@ -1,6 +1,7 @@
 """Measures tiles for the aggregation kernels on this machine's GPU and rewrites their table.
 
     python -m cotnet_jax.tune_aggregation [--batch=512] [--workers=8] [--kernels=forward,backward]
+        [--dtypes=bfloat16,float32]
 
 Every candidate runs on random data, and the fastest of each kernel, shape and dtype is written to
 cotnet_jax/layers/aggregation_tile_table.py. Workers compile side by side and take turns at the
@@ -26,21 +27,23 @@ SHAPES = (
     *((16, 1, 256), (8, 1, 512), (20, 1, 256), (10, 1, 512)),
 )
 SHARE = 8
-KERNELS = ("forward", "backward", "normalized_forward", "normalized_backward", "statistics")
+AGGREGATIONS = ("forward", "backward", "normalized_forward", "normalized_backward")
+NORMALIZATIONS = ("statistics", "group_norm_backward")
+KERNELS = AGGREGATIONS + NORMALIZATIONS
 DTYPES = {2: "bfloat16", 4: "float32"}
 
 
-def candidates(kernel: str, size: int, channels: int, itemsize: int):
+def candidates(kernel: str, size: int, groups: int, channels: int, itemsize: int):
     """Tiles worth a measurement for a picture of ``size`` and ``channels`` weight channels."""
-    from cotnet_jax.layers.aggregation_tiles import Tile, possible_parts
+    from cotnet_jax.layers.aggregation_tiles import NormTile, Tile, possible_parts, smallest_block
 
-    rows = sorted({math.ceil(size / chunks) for chunks in (1, 2, 4, 8)} - set(range(1, 7)))
-    if kernel == "statistics":
-        for warps, each in itertools.product((4, 8, 16), (2, 4, 8)):
-            block = 32 * warps * each
-            if block >= channels and each * itemsize <= 16:
-                yield Tile(1, size, block, warps, False)
+    if kernel in NORMALIZATIONS:
+        blocks = ((1024, 4), (2048, 4), (2048, 8), (4096, 8), (4096, 16))
+        for (block, warps), ahead in itertools.product(blocks, (1, 2, 4)):
+            if block >= smallest_block(kernel, groups, channels, 9):
+                yield NormTile(block, warps, ahead)
         return
+    rows = sorted({math.ceil(size / chunks) for chunks in (1, 2, 4, 8)} - set(range(1, 7)))
     if "backward" in kernel:
         shapes = ((1, 1), (1, 2), (2, 2), (2, 4))
         ahead = (False, True)
@@ -48,11 +51,17 @@ def candidates(kernel: str, size: int, channels: int, itemsize: int):
         shapes = ((1, 2), (2, 2), (2, 4), (4, 2), (4, 4), (4, 8))
         ahead = (False,)
     # Small pictures make few programs: these may be smaller too.
-    warps = (1, 2) if size < 14 else (2,)
+    warps = (1, 2) if size < 14 else (2, 4)
     for (parts, each), r, w, prefetch in itertools.product(shapes, rows[-3:], warps, ahead):
         block = 32 * w * each
         if each * itemsize <= 16 and possible_parts(kernel, parts, block, SHARE, channels):
             yield Tile(parts, r, block, w, prefetch)
+
+
+def table_key(kernel: str, itemsize: int, size: int, groups: int, channels: int) -> tuple:
+    """Where the table has the tile of a shape."""
+    share = () if kernel in NORMALIZATIONS else (SHARE,)
+    return (itemsize, size, size, groups, *share, channels)
 
 
 def measure(batch: int, lock, job) -> tuple:
@@ -64,19 +73,19 @@ def measure(batch: int, lock, job) -> tuple:
     from cotnet_jax.layers import aggregation_triton
 
     channels = width // groups // SHARE
-    share = 1 if kernel == "statistics" else SHARE
-    key = (itemsize, size, size, groups, share, channels)
+    key = table_key(kernel, itemsize, size, groups, channels)
     with lock:
         arguments = benchmark.make_inputs(kernel, batch, size, groups, width, DTYPES[itemsize])
     functions = {
         "forward": aggregation_triton.forward.__wrapped__,
         "backward": aggregation_triton.backward.__wrapped__,
         "normalized_forward": aggregation_triton.normalized_forward.__wrapped__,
-        "normalized_backward": aggregation_triton.normalized_backward.__wrapped__,
+        "normalized_backward": aggregation_triton.aggregation_backward,
         "statistics": functools.partial(aggregation_triton.statistics.__wrapped__, epsilon=1e-5),
+        "group_norm_backward": aggregation_triton.group_norm_backward,
     }
     times = {}
-    for tile in candidates(kernel, size, channels, itemsize):
+    for tile in candidates(kernel, size, groups, channels, itemsize):
         # A new function each time, so that nothing traced with another tile is used again.
         table.TABLE[kernel][key] = tuple(vars(tile).values())
         call = functools.partial(functions[kernel])
@@ -105,20 +114,24 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch", type=int, default=512, help="pictures")
     parser.add_argument("--workers", type=int, default=8, help="processes that compile")
     parser.add_argument("--kernels", default=",".join(KERNELS), help="only these, by comma")
+    parser.add_argument("--dtypes", default=",".join(DTYPES.values()), help="only these, by comma")
     parser.add_argument("--log", default="", help="file for all times")
     options = parser.parse_args(arguments)
-    kernels = options.kernels.split(",")
+    kernels, dtypes = options.kernels.split(","), options.dtypes.split(",")
     if unknown := set(kernels) - set(KERNELS):
         parser.error(f"--kernels: no {', '.join(sorted(unknown))}; there are {', '.join(KERNELS)}")
+    if unknown := set(dtypes) - set(DTYPES.values()):
+        parser.error(
+            f"--dtypes: no {', '.join(sorted(unknown))}; there are {', '.join(DTYPES.values())}"
+        )
     # The workers share the GPU's memory.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
     from cotnet_jax.layers import aggregation_tile_table
 
     table = aggregation_tile_table.TABLE
-    for kernel in kernels:
-        table[kernel] = {}
-    jobs = list(itertools.product(kernels, DTYPES, SHAPES))
+    itemsizes = [itemsize for itemsize, dtype in DTYPES.items() if dtype in dtypes]
+    jobs = list(itertools.product(kernels, itemsizes, SHAPES))
     jobs.sort(key=lambda job: ("backward" not in job[0], -job[2][0]))
     context = multiprocessing.get_context("spawn")
     start = time.monotonic()

@@ -22,7 +22,13 @@ from cotnet_jax.layers import (
     aggregation_triton,
 )
 from cotnet_jax.layers.aggregation import local_aggregation
-from cotnet_jax.layers.aggregation_tiles import Tile, choose_tile
+from cotnet_jax.layers.aggregation_tiles import (
+    NormTile,
+    Tile,
+    choose_norm_tile,
+    choose_tile,
+    smallest_block,
+)
 from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -44,8 +50,6 @@ def use_tile(monkeypatch):
 
     def use(parts, rows, block, prefetch):
         def choose(kernel, itemsize, h, w, groups, share, channels, taps):
-            if kernel == "statistics":
-                return Tile(1, h, max(block, 1 << (channels - 1).bit_length()), 4, False)
             return Tile(parts, min(rows, h), block, 4, prefetch)
 
         monkeypatch.setattr(aggregation_triton, "choose_tile", choose)
@@ -128,6 +132,30 @@ def test_normalized_aggregation_matches_its_composition(
 
     arrays = [jnp.asarray(a, jnp.float32) for a in (values, raw, *parameters)]
     got = with_gradients(call, arrays, jnp.asarray(gradient))
+    assert_close(got, expected, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize(("groups", "channels"), [(1, 4), (1, 3), (2, 4), (2, 3)])
+# More pictures than programs, and fewer.
+@pytest.mark.parametrize("programs", [2, 9])
+def test_normalization_in_many_blocks(programs, groups, channels, use_tile, monkeypatch):
+    use_tile(1, 4, 256, False)
+    monkeypatch.setattr(aggregation_triton, "PROGRAMS", programs)
+
+    def choose(kernel, itemsize, h, w, groups, channels, taps):
+        return NormTile(smallest_block(kernel, groups, channels, taps), 4, 3)
+
+    monkeypatch.setattr(aggregation_triton, "choose_norm_tile", choose)
+    operands = inputs((3, 4, 5, groups, 2, channels, 3))
+    operands = [jnp.asarray(operands[i], jnp.float32) for i in (0, 1, 3, 4, 2)]
+    got, expected = (
+        with_gradients(
+            functools.partial(normalized_local_aggregation, implementation=implementation),
+            operands[:4],
+            operands[4],
+        )
+        for implementation in ("triton", "xla")
+    )
     assert_close(got, expected, TOLERANCE["float32"])
 
 
@@ -248,18 +276,21 @@ def test_table_has_all_shapes_of_the_models_and_tiles_fit():
         for s in tune_aggregation.SHAPES
     ):
         channels = width // groups // 8
-        share = 1 if kernel == "statistics" else 8
-        key = (itemsize, size, size, groups, share, channels)
+        if kernel in tune_aggregation.NORMALIZATIONS and itemsize == 4:
+            continue  # they take the nearest shape's
+        key = tune_aggregation.table_key(kernel, itemsize, size, groups, channels)
         assert key in aggregation_tile_table.TABLE[kernel], f"{kernel} {key}: tune it"
     for shape in ((56, 1, 8, 8, 9), (9, 2, 8, 6, 9), (5, 1, 3, 7, 25), (14, 1, 64, 1, 9)):
         size, groups, share, channels, taps = shape
-        for kernel in (*tune_aggregation.KERNELS, "activated_forward"):
-            own = 1 if kernel == "statistics" else share
-            tile = choose_tile(kernel, 2, size, size, groups, own, channels, taps)
-            assert own % tile.parts == 0 and 1 <= tile.rows <= size
-            assert tile.block >= 32 * tile.warps or kernel == "statistics"
+        for kernel in (*tune_aggregation.AGGREGATIONS, "activated_forward"):
+            tile = choose_tile(kernel, 2, size, size, groups, share, channels, taps)
+            assert share % tile.parts == 0 and 1 <= tile.rows <= size
+            assert tile.block >= 32 * tile.warps
             if tile.parts > 1 and "backward" in kernel:
                 assert tile.block % (tile.parts * channels) == 0
+        for kernel in tune_aggregation.NORMALIZATIONS:
+            tile = choose_norm_tile(kernel, 2, size, size, groups, channels, taps)
+            assert tile.block >= smallest_block(kernel, groups, channels, taps)
 
 
 LOWERING = """
@@ -267,13 +298,13 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from cotnet_jax.layers import aggregation_kernels as kernels
+from cotnet_jax.layers import aggregation_kernels, group_norm_kernels
 
-SHORT = {"x_ptr", "y_ptr", "w_ptr", "dx_ptr", "dy_ptr", "dw_ptr"}
-sizes = dict(COLUMNS=28, H=14, W=14, G=2, SHARE=8, CW=24, K=3, TAPS=9, PARTS=1, ROWS=7,
-             BLOCK=128, CHANNELS=32, PREFETCH=False, EPSILON=1e-5)
+SHORT = {"x_ptr", "y_ptr", "w_ptr", "dx_ptr", "dy_ptr", "dw_ptr", "raw_dw_ptr"}
+sizes = dict(COLUMNS=28, H=14, W=14, G=2, SHARE=8, CW=24, K=3, TAPS=9, PARTS=1, ROWS=7, N=2,
+             PICTURES=1, PIECES=2, RUN=216, AHEAD=2, BLOCK=512, PREFETCH=False, EPSILON=1e-5)
 for name in sys.argv[1:]:
-    kernel = getattr(kernels, name)
+    kernel = getattr(aggregation_kernels, name, None) or getattr(group_norm_kernels, name)
     for capability, dtype in ((80, "fp32"), (90, "bf16")):
         signature = {
             a: "constexpr" if a in sizes else "*" + (dtype if a in SHORT else "fp32")
@@ -293,7 +324,7 @@ for name in sys.argv[1:]:
     "kernel",
     [
         *("forward", "backward", "normalized_forward", "activated_forward"),
-        *("normalized_backward", "statistics"),
+        *("normalized_backward", "statistics", "group_norm_backward"),
     ],
 )
 def test_kernels_lower_to_ptx(kernel, tmp_path):

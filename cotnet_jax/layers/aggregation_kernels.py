@@ -67,8 +67,8 @@ def _affine(
     CW,
     TAPS: tl.constexpr,
 ):
-    """Factor and summand that normalise a weight, for each tap: the weight less its mean, times
-    factor [N, G, CW], times scale, plus bias [G, K*K, CW]; all float32."""
+    """The group's mean, then factor and summand that normalise a weight, for each tap: the weight
+    less its mean, times factor [N, G, CW], times scale, plus bias [G, K*K, CW]; all float32."""
     index = (picture.to(tl.int64) * G + group) * CW + channel
     mean = tl.load(mean_ptr + index, inside, 0.0)
     factor = tl.load(factor_ptr + index, inside, 0.0)
@@ -79,7 +79,7 @@ def _affine(
         a = tl.load(scale_ptr + offset, inside, 0.0) * factor
         factors = factors + (a,)
         summands = summands + (tl.load(bias_ptr + offset, inside, 0.0) - mean * a,)
-    return factors, summands
+    return mean, factors, summands
 
 
 @triton.jit
@@ -145,7 +145,7 @@ def _forward(
     w = w_ptr + start * WC + w_channel
     y = y_ptr + start * C + x_channel - HALF * W * C
     if NORMALIZE:
-        factors, summands = _affine(
+        _mean, factors, summands = _affine(
             mean_ptr, factor_ptr, scale_ptr, bias_ptr, picture, group, channel, inside, G, CW, K * K
         )
     sums = ()
@@ -324,7 +324,6 @@ def _backward(
     dx_ptr,
     dw_ptr,
     sums_ptr,
-    products_ptr,
     COLUMNS: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -373,13 +372,10 @@ def _backward(
         dw_start = dw_pixel + (first - HALF).to(tl.int64) * W
         dw = dw_ptr + dw_start * WC + dw_group * (K * K * CW) + dw_channel
         dw_near = _near(dw_column, dw_inside, W, K)
-    weight_sums = ()
-    weight_products = ()
     if NORMALIZE:
-        for _ in tl.static_range(K * K):
-            weight_sums = weight_sums + (tl.zeros((BLOCK,), tl.float32),)
-            weight_products = weight_products + (tl.zeros((BLOCK,), tl.float32),)
-        factors, summands = _affine(
+        weight_sum = tl.zeros((BLOCK,), tl.float32)
+        weight_product = tl.zeros((BLOCK,), tl.float32)
+        mean, factors, summands = _affine(
             mean_ptr, factor_ptr, scale_ptr, bias_ptr, picture, group, channel, inside, G, CW, K * K
         )
     sums = ()
@@ -445,15 +441,14 @@ def _backward(
         for u in tl.static_range(U):
             tl.store(dx + u * PARTS * CW, finished[u], mask)
         if NORMALIZE:
-            new_sums = ()
-            new_products = ()
-            for tap in tl.static_range(K * K):
-                gradient = tl.where(own, gradients[tap], 0.0)
-                product = weight_products[tap] + gradient * current[tap].to(tl.float32)
-                new_sums = new_sums + (weight_sums[tap] + gradient,)
-                new_products = new_products + (product,)
-            weight_sums = new_sums
-            weight_products = new_products
+            total = gradients[0] * factors[0]
+            product = total * (current[0].to(tl.float32) - mean)
+            for tap in tl.static_range(1, K * K):
+                gradient = gradients[tap] * factors[tap]
+                total += gradient
+                product += gradient * (current[tap].to(tl.float32) - mean)
+            weight_sum += tl.where(own, total, 0.0)
+            weight_product += tl.where(own, product, 0.0)
         for tap in tl.static_range(K * K):
             gradient = gradients[tap]
             if PARTS > 1:
@@ -479,10 +474,9 @@ def _backward(
         CHUNKS: tl.constexpr = (H + ROWS - 1) // ROWS
         index = picture.to(tl.int64) * W + column
         index = ((index * CHUNKS + first // ROWS) * G + group) * PARTS + part
-        index = index * (K * K * CW) + channel
-        for tap in tl.static_range(K * K):
-            tl.store(sums_ptr + index + tap * CW, weight_sums[tap], inside)
-            tl.store(products_ptr + index + tap * CW, weight_products[tap], inside)
+        sums = sums_ptr + index * CW + channel
+        tl.store(sums, weight_sum, inside)
+        tl.store(sums + COLUMNS * CHUNKS * G * PARTS * CW, weight_product, inside)
 
 
 @triton.jit
@@ -506,8 +500,8 @@ def backward(
 ):
     """dx and dw from x, w and dy."""
     # fmt: off
-    _backward(x_ptr, w_ptr, dy_ptr, None, None, None, None, dx_ptr, dw_ptr, None, None, COLUMNS,
-              H, W, G, SHARE, CW, K, PARTS, ROWS, BLOCK, PREFETCH, False)
+    _backward(x_ptr, w_ptr, dy_ptr, None, None, None, None, dx_ptr, dw_ptr, None, COLUMNS, H,
+              W, G, SHARE, CW, K, PARTS, ROWS, BLOCK, PREFETCH, False)
     # fmt: on
 
 
@@ -523,7 +517,6 @@ def normalized_backward(
     dx_ptr,
     dw_ptr,
     sums_ptr,
-    products_ptr,
     COLUMNS: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -538,56 +531,10 @@ def normalized_backward(
 ):
     """dx, and dw in respect of the normalised weights, with sums for the normalisation's gradient.
 
-    The sums are those of dw and of dw * w over a lane's rows:
-    [N, W, chunks of rows, G, PARTS, K*K, CW] float32.
+    The sums are those of dw * scale * factor, and of that times w - mean, over a lane's rows and
+    taps: [2, N, W, chunks of rows, G, PARTS, CW] float32.
     """
     # fmt: off
     _backward(x_ptr, w_ptr, dy_ptr, mean_ptr, factor_ptr, scale_ptr, bias_ptr, dx_ptr, dw_ptr,
-              sums_ptr, products_ptr, COLUMNS, H, W, G, SHARE, CW, K, PARTS, ROWS, BLOCK, PREFETCH,
-              True)
+              sums_ptr, COLUMNS, H, W, G, SHARE, CW, K, PARTS, ROWS, BLOCK, PREFETCH, True)
     # fmt: on
-
-
-@triton.jit
-def statistics(
-    w_ptr,
-    mean_ptr,
-    factor_ptr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    G: tl.constexpr,
-    CW: tl.constexpr,
-    TAPS: tl.constexpr,
-    EPSILON: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    """Mean of w over pixels and taps, and 1 / sqrt(variance + EPSILON), both [N, G, CW] float32.
-
-    One program has one picture and group. CHANNELS is CW or the next power of two;
-    BLOCK / CHANNELS pixels are added at a time.
-    """
-    WC: tl.constexpr = G * TAPS * CW
-    STEP: tl.constexpr = BLOCK // CHANNELS
-    program = tl.program_id(0).to(tl.int64)
-    channel = tl.arange(0, CHANNELS)
-    exists = channel < CW
-    w = w_ptr + (program // G) * (H * W * WC) + (program % G) * (TAPS * CW) + channel
-    # Differences from a first value keep the squares small where the mean is large.
-    origin = tl.load(w, exists, 0.0).to(tl.float32)
-    pixel = tl.arange(0, STEP)[:, None]
-    w = w[None, :] + pixel * WC
-    total = tl.zeros((STEP, CHANNELS), tl.float32)
-    square = tl.zeros((STEP, CHANNELS), tl.float32)
-    for step in range((H * W + STEP - 1) // STEP):
-        mask = (pixel + step * STEP < H * W) & exists[None, :]
-        for tap in tl.static_range(TAPS):
-            weight = tl.load(w + tap * CW, mask, 0.0).to(tl.float32)
-            difference = tl.where(mask, weight - origin[None, :], 0.0)
-            total += difference
-            square += difference * difference
-        w += STEP * WC
-    mean = tl.sum(total, 0) / (H * W * TAPS)
-    variance = tl.maximum(tl.sum(square, 0) / (H * W * TAPS) - mean * mean, 0.0)
-    tl.store(mean_ptr + program * CW + channel, origin + mean, exists)
-    tl.store(factor_ptr + program * CW + channel, 1.0 / tl.sqrt(variance + EPSILON), exists)

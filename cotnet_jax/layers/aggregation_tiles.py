@@ -39,24 +39,68 @@ def choose_tile(
     # The activation changes little: its kernel is not measured apart.
     kernel = "normalized_forward" if kernel == "activated_forward" else kernel
     key = (itemsize, h, w, groups, share, channels)
+    tile = Tile(*_nearest(kernel, key))
     if taps == 9 and key in TABLE[kernel]:
-        return Tile(*TABLE[kernel][key])
-
-    def distance(other):
-        return sum(abs(math.log2(a / b)) for a, b in zip(key, other, strict=True))
-
-    tile = Tile(*TABLE[kernel][min(TABLE[kernel], key=distance)])
+        return tile
     rows = math.ceil(h / math.ceil(h / tile.rows))
-    if kernel == "statistics":
-        # A block holds at least one pixel's channels of the group.
-        block = max(tile.block, 1 << (channels - 1).bit_length())
-        return dataclasses.replace(tile, rows=h, block=block)
     if taps != 9:
         # More taps hold more registers: one weight channel a thread, and nothing loaded ahead.
         tile = dataclasses.replace(tile, block=32 * tile.warps, prefetch=False)
     return dataclasses.replace(
         tile, rows=rows, parts=_parts(kernel, tile.parts, tile.block, share, channels)
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class NormTile:
+    """A program's share of the normalisation's work.
+
+    Attributes:
+      block: values that are read at a time, a power of two.
+      warps: of 32 threads, for these values.
+      ahead: times that it reads before it computes.
+    """
+
+    block: int
+    warps: int
+    ahead: int
+
+
+def choose_norm_tile(
+    kernel: str, itemsize: int, h: int, w: int, groups: int, channels: int, taps: int
+) -> NormTile:
+    """As ``choose_tile``, for the kernels in ``group_norm_kernels``."""
+    tile = NormTile(*_nearest(kernel, (itemsize, h, w, groups, channels)))
+    block = max(tile.block, smallest_block(kernel, groups, channels, taps))
+    return dataclasses.replace(tile, block=block)
+
+
+def _nearest(kernel, key):
+    """The table's entry for ``key``, or for the nearest shape that was measured."""
+
+    def distance(other):
+        return sum(abs(math.log2(a / b)) for a, b in zip(key, other, strict=True))
+
+    return TABLE[kernel][min(TABLE[kernel], key=distance)]
+
+
+def smallest_block(kernel: str, groups: int, channels: int, taps: int) -> int:
+    """The least block: of one run for ``statistics``, otherwise of all weights of a pixel."""
+    if kernel == "statistics":
+        return _power_of_two(run_length(groups, channels, taps))
+    return _power_of_two(groups * taps * channels)
+
+
+def run_length(groups: int, channels: int, taps: int) -> int:
+    """Weights that ``statistics`` reads in a row, so that a lane keeps its channel: with one group
+    and a power of two of channels those of a tap, otherwise all of a pixel and group."""
+    whole = groups == 1 and channels == _power_of_two(channels)
+    return channels if whole else taps * channels
+
+
+def _power_of_two(number):
+    """``number`` or the next power of two."""
+    return 1 << (number - 1).bit_length()
 
 
 def possible_parts(kernel: str, parts: int, block: int, share: int, channels: int) -> bool:

@@ -13,14 +13,19 @@ import jax.numpy as jnp
 import jax_triton
 from jax.custom_batching import custom_vmap
 
-from cotnet_jax.layers import aggregation_kernels as kernels
+from cotnet_jax.layers import aggregation_kernels, group_norm_kernels
 from cotnet_jax.layers.aggregation_dispatch import vary
-from cotnet_jax.layers.aggregation_tiles import Tile, choose_tile
+from cotnet_jax.layers.aggregation_tiles import choose_norm_tile, choose_tile, run_length
+
+# Programs of ``group_norm_backward``: two or more for each multiprocessor of a GPU, and not many
+# more, because each leaves its own sums of the gradients of scale and bias.
+PROGRAMS = 264
 
 
-def _over_pictures(shared=0):
+def _over_pictures(shared=0, sums=False):
     """Gives a function a vmap that takes the mapped axis into N, the first axis of all operands
-    but the last ``shared`` ones; where one of those is mapped too, the calls run in turn."""
+    but the last ``shared`` ones; where one of those is mapped too, or the function ``sums`` over
+    N, the calls run in turn."""
 
     def decorate(function):
         @functools.wraps(function)
@@ -35,11 +40,12 @@ def _over_pictures(shared=0):
         @mapped.def_vmap
         def _(axis_size, in_batched, *operands):
             own = len(operands) - shared
+            in_turn = sums or any(in_batched[own:])
             operands = [
-                a if batched or (i >= own and not any(in_batched[own:])) else _repeat(a, axis_size)
+                a if batched or (i >= own and not in_turn) else _repeat(a, axis_size)
                 for i, (a, batched) in enumerate(zip(operands, in_batched, strict=True))
             ]
-            if any(in_batched[own:]):
+            if in_turn:
                 outputs = jax.lax.map(lambda arguments: mapped(*arguments), tuple(operands))
             else:
                 folded = [a.reshape(-1, *a.shape[2:]) for a in operands[:own]]
@@ -59,7 +65,8 @@ def _repeat(array, count):
 @_over_pictures()
 def forward(values, weights):
     """As ``aggregation.xla_forward``."""
-    (output,) = _call(kernels.forward, values, weights, (values, weights), [_like(values)])
+    operands = (values, weights)
+    (output,) = _aggregate(aggregation_kernels.forward, values, weights, operands, [values])
     return output
 
 
@@ -68,7 +75,7 @@ def backward(values, weights, gradient):
     """As ``aggregation.xla_backward``."""
     operands = (values, weights, gradient)
     return tuple(
-        _call(kernels.backward, values, weights, operands, [_like(values), _like(weights)])
+        _aggregate(aggregation_kernels.backward, values, weights, operands, [values, weights])
     )
 
 
@@ -78,89 +85,149 @@ def normalized_forward(values, weights, mean, factor, scale, bias):
 
     mean and factor are [N, G, 1, Cw], scale and bias [G, K*K, Cw], all float32.
     """
+    kernel = aggregation_kernels.normalized_forward
     operands = (values, weights, mean, factor, scale, bias)
-    (output,) = _call(kernels.normalized_forward, values, weights, operands, [_like(values)])
+    (output,) = _aggregate(kernel, values, weights, operands, [values])
     return output
 
 
 @_over_pictures(shared=4)
 def activated_forward(values, weights, mean, factor, scale, bias, output_scale, output_shift):
     """SiLU(output_scale * y + output_shift) of ``normalized_forward``'s y; both [C] float32."""
+    kernel = aggregation_kernels.activated_forward
     operands = (values, weights, mean, factor, scale, bias, output_scale, output_shift)
-    (output,) = _call(kernels.activated_forward, values, weights, operands, [_like(values)])
+    (output,) = _aggregate(kernel, values, weights, operands, [values])
     return output
 
 
-@_over_pictures(shared=2)
+@_over_pictures(shared=2, sums=True)
 def normalized_backward(gradient, values, weights, mean, factor, scale, bias):
     """As ``normalized_aggregation._xla_backward``."""
-    tile = tile_of(kernels.normalized_backward, values, weights)
-    n, h, w, groups, taps, channels = weights.shape
-    sums = (n, w, math.ceil(h / tile.rows), groups, tile.parts, taps, channels)
-    sums = jax.ShapeDtypeStruct(sums, jnp.float32)
-    operands = (values, weights, gradient, mean, factor, scale, bias)
-    outputs = [_like(values), _like(weights), sums, sums]
-    *gradients, sums, products = _call(
-        kernels.normalized_backward, values, weights, operands, outputs
+    values_gradient, weights_gradient, sums = aggregation_backward(
+        gradient, values, weights, mean, factor, scale, bias
     )
-    return *gradients, sums.sum((1, 2, 4)), products.sum((1, 2, 4))
+    gradients = group_norm_backward(weights, weights_gradient, mean, factor, scale, sums)
+    return values_gradient, *gradients
+
+
+def aggregation_backward(gradient, values, weights, mean, factor, scale, bias):
+    """Gradients of the values and of the normalised weights dw, and two sums over every group of
+    the latter, of dw * scale * factor and of that times weights - mean, [2, N, G, Cw]."""
+    kernel = aggregation_kernels.normalized_backward
+    tile = aggregation_tile(kernel, values, weights)
+    n, h, w, groups, _, channels = weights.shape
+    sums = (2, n, w, math.ceil(h / tile.rows), groups, tile.parts, channels)
+    operands = (values, weights, gradient, mean, factor, scale, bias)
+    outputs = [values, weights, jax.ShapeDtypeStruct(sums, jnp.float32)]
+    *gradients, sums = _aggregate(kernel, values, weights, operands, outputs)
+    return *gradients, sums.sum((2, 3, 5))
+
+
+def group_norm_backward(weights, gradient, mean, factor, scale, sums):
+    """Gradients of the weights, of the scale and of the bias, from what ``aggregation_backward``
+    gives."""
+    n, _, _, groups, taps, channels = weights.shape
+    tile = norm_tile(group_norm_kernels.group_norm_backward, weights)
+    pictures = math.ceil(n / PROGRAMS)
+    pieces = min(max(1, PROGRAMS // n), math.ceil(math.prod(weights.shape[1:]) / tile.block))
+    programs = math.ceil(n / pictures) * pieces
+    parameters = jax.ShapeDtypeStruct((2, programs, groups, taps, channels), jnp.float32)
+    raw_gradient, parameters = _call(
+        group_norm_kernels.group_norm_backward,
+        programs,
+        tile.warps,
+        (weights, gradient, mean, factor, scale, sums),
+        [weights, parameters],
+        **_sizes(weights),
+        N=n,
+        PICTURES=pictures,
+        PIECES=pieces,
+        BLOCK=tile.block,
+        AHEAD=tile.ahead,
+    )
+    scale_gradient, bias_gradient = parameters.sum(1)
+    return raw_gradient, scale_gradient, bias_gradient
 
 
 @_over_pictures()
 def statistics(weights, epsilon):
     """As ``normalized_aggregation._xla_statistics``, in float32."""
-    n, _, _, groups, _, channels = weights.shape
+    n, _, _, groups, taps, channels = weights.shape
+    tile = norm_tile(group_norm_kernels.statistics, weights)
     statistic = jax.ShapeDtypeStruct((n, groups, 1, channels), jnp.float32)
-    outputs = [statistic, statistic]
-    return tuple(_call(kernels.statistics, weights, weights, (weights,), outputs, EPSILON=epsilon))
+    return tuple(
+        _call(
+            group_norm_kernels.statistics,
+            n * groups,
+            tile.warps,
+            (weights,),
+            [statistic, statistic],
+            **_sizes(weights),
+            EPSILON=epsilon,
+            RUN=run_length(groups, channels, taps),
+            BLOCK=tile.block,
+            AHEAD=tile.ahead,
+        )
+    )
 
 
-def _like(array):
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
-
-
-def tile_of(kernel, values, weights) -> Tile:
+def aggregation_tile(kernel, values, weights):
     """The tile that ``kernel`` works in for these shapes."""
     _, h, w, groups, taps, channels = weights.shape
-    share = values.shape[-1] // (groups * channels) if values.ndim == 4 else 1
+    share = values.shape[-1] // (groups * channels)
     return choose_tile(
         kernel.fn.__name__, weights.dtype.itemsize, h, w, groups, share, channels, taps
     )
 
 
-def _call(kernel, values, weights, operands, outputs, **constants):
+def norm_tile(kernel, weights):
+    """As ``aggregation_tile``, for a kernel of the normalisation."""
+    _, h, w, groups, taps, channels = weights.shape
+    return choose_norm_tile(
+        kernel.fn.__name__, weights.dtype.itemsize, h, w, groups, channels, taps
+    )
+
+
+def _sizes(weights):
+    _, h, w, groups, taps, channels = weights.shape
+    return {"H": h, "W": w, "G": groups, "CW": channels, "TAPS": taps}
+
+
+def _aggregate(kernel, values, weights, operands, outputs):
     n, h, w, groups, taps, channels = weights.shape
-    tile = tile_of(kernel, values, weights)
-    sizes = {
-        "COLUMNS": n * w,
-        "H": h,
-        "W": w,
-        "G": groups,
-        "SHARE": values.shape[-1] // (groups * channels),
-        "CW": channels,
-        "K": math.isqrt(taps),
-        "TAPS": taps,
-        "CHANNELS": 1 << (channels - 1).bit_length(),
-        "PARTS": tile.parts,
-        "ROWS": tile.rows,
-        "BLOCK": tile.block,
-        "PREFETCH": tile.prefetch,
-    }
-    if "COLUMNS" in kernel.arg_names:
-        lanes = n * w * groups * tile.parts * channels
-        programs = math.ceil(lanes / tile.block) * math.ceil(h / tile.rows)
-    else:
-        programs = n * groups
+    tile = aggregation_tile(kernel, values, weights)
+    lanes = n * w * groups * tile.parts * channels
+    return _call(
+        kernel,
+        math.ceil(lanes / tile.block) * math.ceil(h / tile.rows),
+        tile.warps,
+        operands,
+        outputs,
+        COLUMNS=n * w,
+        H=h,
+        W=w,
+        G=groups,
+        SHARE=values.shape[-1] // (groups * channels),
+        CW=channels,
+        K=math.isqrt(taps),
+        PARTS=tile.parts,
+        ROWS=tile.rows,
+        BLOCK=tile.block,
+        PREFETCH=tile.prefetch,
+    )
+
+
+def _call(kernel, programs, warps, operands, outputs, **constants):
+    """Launches so many programs; outputs are like the given arrays."""
     results = jax_triton.triton_call(
         *operands,
         kernel=kernel,
-        out_shape=outputs,
+        out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs],
         grid=(programs,),
-        num_warps=tile.warps,
+        num_warps=warps,
         num_stages=1,
         name=f"local_aggregation_{kernel.fn.__name__}",
         **constants,
-        **{name: size for name, size in sizes.items() if name in kernel.arg_names},
     )
     varying = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in operands))
     return [vary(result, varying) for result in results]

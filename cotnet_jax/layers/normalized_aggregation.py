@@ -80,24 +80,7 @@ def _aggregate_fwd(implementation, epsilon, values, raw, scale, bias):
 
 def _aggregate_bwd(implementation, epsilon, residuals, gradient):
     del epsilon
-    _, raw, mean, factor, scale, _ = residuals
-    values_gradient, weights_gradient, sums, products = dispatch(
-        implementation, "normalized_backward", _xla_backward, gradient, *residuals
-    )
-    # With the normalised n = (raw - mean) * factor, the products become sums of dw * n.
-    products = (products - mean * sums) * factor
-    count = raw.shape[1] * raw.shape[2] * raw.shape[4]
-    mean_gradient = (scale * sums).sum(2, keepdims=True) / count
-    mean_product = (scale * products).sum(2, keepdims=True) / count
-    # raw_gradient = factor * (scale * dw - mean_gradient - n * mean_product)
-    slope = mean_product * factor * factor
-    constant = mean_gradient * factor - slope * mean
-    raw_gradient = (
-        _per_pixel(scale * factor) * weights_gradient
-        - _per_pixel(slope) * raw
-        - _per_pixel(constant)
-    )
-    return values_gradient, raw_gradient.astype(raw.dtype), products.sum(0), sums.sum(0)
+    return dispatch(implementation, "normalized_backward", _xla_backward, gradient, *residuals)[:4]
 
 
 _aggregate.defvjp(_aggregate_fwd, _aggregate_bwd)
@@ -162,10 +145,18 @@ def _xla_activated_forward(values, raw, mean, factor, scale, bias, output_scale,
     return _activate(y, output_scale, output_shift)
 
 
-def _xla_backward(gradient, values, raw, *normalization):
-    """Gradients of the values and of the normalised weights, then the sums over all pixels of the
-    latter and of its product with ``raw``, both [N, G, K*K, Cw]."""
-    weights = normalize(raw, *normalization)
+def _xla_backward(gradient, values, raw, mean, factor, scale, bias):
+    """Gradients of values, raw, scale and bias."""
+    weights = normalize(raw, mean, factor, scale, bias)
     values_gradient, weights_gradient = xla_backward(values, weights, gradient)
-    wide = weights_gradient.astype(normalization[0].dtype)
-    return values_gradient, weights_gradient, wide.sum((1, 2)), (wide * raw).sum((1, 2))
+    dtype = mean.dtype
+    wide = weights_gradient.astype(dtype)
+    normal = (raw.astype(dtype) - _per_pixel(mean)) * _per_pixel(factor)
+    sums, products = wide.sum((1, 2)), (wide * normal).sum((1, 2))
+    count = raw.shape[1] * raw.shape[2] * raw.shape[4]
+    mean_gradient = (scale * sums).sum(2, keepdims=True) / count
+    mean_product = (scale * products).sum(2, keepdims=True) / count
+    raw_gradient = _per_pixel(factor) * (
+        scale * wide - _per_pixel(mean_gradient) - normal * _per_pixel(mean_product)
+    )
+    return values_gradient, raw_gradient.astype(raw.dtype), products.sum(0), sums.sum(0)
