@@ -20,6 +20,14 @@ def make_mesh(devices=None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def host_device() -> jax.Device:
+    """This process's CPU, or its first device where JAX was told to use no CPU."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Puts a whole copy of every array on every device; each process gives the same values."""
     sharding = NamedSharding(mesh, REPLICATED)

@@ -155,18 +155,32 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
 
 
 def initial_state(experiment: Experiment, optimizer) -> TrainState:
-    """The state before the first step, replicated over the devices."""
+    """The state before the first step, replicated over the devices.
+
+    It is made on the CPU, whatever the devices: there so many small programs compile fastest, and
+    the same seed gives the same weights.
+    """
     config = experiment.config
-    if config.init_from:
-        _, variables = weights.load(
-            config.init_from,
-            num_classes=experiment.model.num_classes,
-            weights=config.init_weights or None,
-            model=config.model.name,
-        )
-    else:
-        variables = jax.jit(experiment.model.init)(*init_arguments(experiment))
-    return parallel.replicate(experiment.mesh, first_state(config, optimizer, variables))
+    around = functools.partial(first_state, config, optimizer)
+    with jax.default_device(parallel.host_device()):
+        if config.init_from:
+            _, variables = weights.load(
+                config.init_from,
+                num_classes=experiment.model.num_classes,
+                weights=config.init_weights or None,
+                model=config.model.name,
+            )
+            state = _compiled_quickly(around)(variables)
+        else:
+            # No GPU kernel runs there.
+            init = experiment.model.clone(implementation="xla").init
+            state = _compiled_quickly(lambda *a: around(init(*a)))(*init_arguments(experiment))
+    return parallel.replicate(experiment.mesh, state)
+
+
+def _compiled_quickly(function):
+    """``jax.jit`` for what runs once: optimising takes longer than it saves."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def state_shapes(experiment: Experiment, optimizer) -> TrainState:
