@@ -172,8 +172,7 @@ def initial_state(experiment: Experiment, optimizer) -> TrainState:
             )
             state = _compiled_quickly(around)(variables)
         else:
-            # No GPU kernel runs there.
-            init = experiment.model.clone(implementation="xla").init
+            init = experiment.model.init
             state = _compiled_quickly(lambda *a: around(init(*a)))(*init_arguments(experiment))
     return parallel.replicate(experiment.mesh, state)
 
