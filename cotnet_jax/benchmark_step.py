@@ -118,7 +118,13 @@ def benchmark(config: ml_collections.ConfigDict, forms: list[str], trace: str) -
     if memory is not None:
         used = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9
         print(f"device memory of the step: {used:.1f} GB")
-    states = {form: run(step, state, batch, 3)[0] for form, (step, state) in compiled.items()}
+    states = {}
+    for form, (step, state) in compiled.items():
+        states[form], each = run(step, state, batch, 1)
+        logging.info("first step of %r: %.1f s", form, each)
+        states[form], each = run(step, states[form], batch, 2)
+        left = (ROUNDS * STEPS * len(forms)) * each
+        logging.info("then %.0f ms a step; about %.0f s for all steps", each * 1e3, left)
     seconds = {form: [] for form in forms}
     # In turn: a device that grows warm must not favour the first.
     for _ in range(ROUNDS):
