@@ -133,15 +133,23 @@ def set_up_evaluation(
     """
     mesh = parallel.make_mesh(devices)
     problems = config_check.find_problems(config, mesh.size, training=training)
+    real_labels = None
+    if config.eval.real_labels:
+        try:
+            real_labels = read_real_labels(config.eval.real_labels)
+        except ValueError as error:
+            problems.append(f"--config.eval.real_labels={error}")
     if problems:
         raise ValueError("the configuration has problems:\n  " + "\n  ".join(problems))
     eval_source = open_source(config.data, config.data.eval_split)
+    if real_labels is not None:
+        _check_names(config, eval_source)
     return Evaluation(
         config=config,
         mesh=mesh,
         model=_model(config, eval_source.num_classes),
         eval_source=eval_source,
-        real_labels=_real_labels(config, eval_source),
+        real_labels=real_labels,
     )
 
 
@@ -158,22 +166,17 @@ def _model(config, num_classes):
     )
 
 
-def _real_labels(config, eval_source):
-    file = config.eval.real_labels
-    if not file:
-        return None
+def _check_names(config, eval_source):
+    """Whether ReaL labels can be of these pictures."""
     name = eval_source[0]["file_name"]
     if eval_source.num_classes != CLASSES or not validation_number(name):
         raise ValueError(
-            f"--config.eval.real_labels={file}: these are labels of ImageNet's validation "
-            "pictures, which are told by their names, such as ILSVRC2012_val_00000293.JPEG; the "
+            f"--config.eval.real_labels={config.eval.real_labels}: these are labels of ImageNet's "
+            "validation pictures, which are told by their names, such as "
+            "ILSVRC2012_val_00000293.JPEG; the "
             f"first of {config.data.name!r} {config.data.eval_split!r} is named {name!r}, one of "
             f"{eval_source.num_classes} classes"
         )
-    try:
-        return read_real_labels(file)
-    except ValueError as error:
-        raise ValueError(f"--config.eval.real_labels={error}") from None
 
 
 def _dtype(name):

@@ -147,9 +147,12 @@ def test_the_file_is_read_once_and_named_if_it_cannot_be(config, monkeypatch):
     monkeypatch.setattr(experiment, "open_source", lambda data, split: Named())
     experiment.set_up_evaluation(config)
     assert reads == [config.eval.real_labels]
-    config.eval.real_labels = "/nowhere/real.json"
-    with pytest.raises(ValueError, match=r"real_labels=/nowhere/real.json: cannot be read"):
+    config.eval.real_labels, config.log_every_steps = "/nowhere/real.json", 0
+    message = r"--config.eval.real_labels=/nowhere/real.json: cannot be read"
+    with pytest.raises(ValueError, match=message) as error:
         experiment.set_up_evaluation(config)
+    # Listed with the other problems.
+    assert "--config.log_every_steps=0" in str(error.value)
 
 
 def test_pictures_without_such_names_are_refused(config):
