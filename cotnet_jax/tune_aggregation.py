@@ -131,6 +131,9 @@ def main(arguments: list[str]) -> None:
 
     table = aggregation_tile_table.TABLE
     itemsizes = [itemsize for itemsize, dtype in DTYPES.items() if dtype in dtypes]
+    for kernel in kernels:
+        kept = {key: tile for key, tile in table[kernel].items() if key[0] not in itemsizes}
+        table[kernel] = kept
     jobs = list(itertools.product(kernels, itemsizes, SHAPES))
     jobs.sort(key=lambda job: ("backward" not in job[0], -job[2][0]))
     context = multiprocessing.get_context("spawn")
