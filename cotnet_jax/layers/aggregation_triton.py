@@ -126,24 +126,22 @@ def aggregation_backward(gradient, values, weights, mean, factor, scale, bias):
 def group_norm_backward(weights, gradient, mean, factor, scale, sums):
     """Gradients of the weights, of the scale and of the bias, from what ``aggregation_backward``
     gives."""
+    kernel = group_norm_kernels.group_norm_backward
     n, _, _, groups, taps, channels = weights.shape
-    tile = norm_tile(group_norm_kernels.group_norm_backward, weights)
+    blocks = math.ceil(math.prod(weights.shape[1:]) / norm_tile(kernel, weights).block)
     pictures = math.ceil(n / PROGRAMS)
-    pieces = min(max(1, PROGRAMS // n), math.ceil(math.prod(weights.shape[1:]) / tile.block))
+    pieces = min(max(1, PROGRAMS // n), blocks)
     programs = math.ceil(n / pictures) * pieces
     parameters = jax.ShapeDtypeStruct((2, programs, groups, taps, channels), jnp.float32)
-    raw_gradient, parameters = _call(
-        group_norm_kernels.group_norm_backward,
+    raw_gradient, parameters = _normalize(
+        kernel,
         programs,
-        tile.warps,
+        weights,
         (weights, gradient, mean, factor, scale, sums),
         [weights, parameters],
-        **_sizes(weights),
         N=n,
         PICTURES=pictures,
         PIECES=pieces,
-        BLOCK=tile.block,
-        AHEAD=tile.ahead,
     )
     scale_gradient, bias_gradient = parameters.sum(1)
     return raw_gradient, scale_gradient, bias_gradient
@@ -153,20 +151,16 @@ def group_norm_backward(weights, gradient, mean, factor, scale, sums):
 def statistics(weights, epsilon):
     """As ``normalized_aggregation._xla_statistics``, in float32."""
     n, _, _, groups, taps, channels = weights.shape
-    tile = norm_tile(group_norm_kernels.statistics, weights)
     statistic = jax.ShapeDtypeStruct((n, groups, 1, channels), jnp.float32)
     return tuple(
-        _call(
+        _normalize(
             group_norm_kernels.statistics,
             n * groups,
-            tile.warps,
+            weights,
             (weights,),
             [statistic, statistic],
-            **_sizes(weights),
             EPSILON=epsilon,
             RUN=run_length(groups, channels, taps),
-            BLOCK=tile.block,
-            AHEAD=tile.ahead,
         )
     )
 
@@ -186,11 +180,6 @@ def norm_tile(kernel, weights):
     return choose_norm_tile(
         kernel.fn.__name__, weights.dtype.itemsize, h, w, groups, channels, taps
     )
-
-
-def _sizes(weights):
-    _, h, w, groups, taps, channels = weights.shape
-    return {"H": h, "W": w, "G": groups, "CW": channels, "TAPS": taps}
 
 
 def _aggregate(kernel, values, weights, operands, outputs):
@@ -214,6 +203,26 @@ def _aggregate(kernel, values, weights, operands, outputs):
         ROWS=tile.rows,
         BLOCK=tile.block,
         PREFETCH=tile.prefetch,
+    )
+
+
+def _normalize(kernel, programs, weights, operands, outputs, **constants):
+    _, h, w, groups, taps, channels = weights.shape
+    tile = norm_tile(kernel, weights)
+    return _call(
+        kernel,
+        programs,
+        tile.warps,
+        operands,
+        outputs,
+        H=h,
+        W=w,
+        G=groups,
+        CW=channels,
+        TAPS=taps,
+        BLOCK=tile.block,
+        AHEAD=tile.ahead,
+        **constants,
     )
 
 

@@ -80,7 +80,7 @@ def _aggregate_fwd(implementation, epsilon, values, raw, scale, bias):
 
 def _aggregate_bwd(implementation, epsilon, residuals, gradient):
     del epsilon
-    return dispatch(implementation, "normalized_backward", _xla_backward, gradient, *residuals)[:4]
+    return dispatch(implementation, "normalized_backward", _xla_backward, gradient, *residuals)
 
 
 _aggregate.defvjp(_aggregate_fwd, _aggregate_bwd)
