@@ -125,6 +125,21 @@ def test_synthetic():
     assert 0 <= element["label"] < 1000
     part = sources.open_source(data_config("synthetic"), "validation[100:164]")
     assert len(part) == 64
+    joined = sources.open_source(
+        data_config("synthetic"), "train[:3]+validation[100:164]+train[:2]"
+    )
+    assert len(joined) == 69
+    for index, (other, position) in {
+        2: (source, 2),
+        3: (part, 0),
+        66: (part, 63),
+        67: (source, 0),
+        68: (source, 1),
+    }.items():
+        assert joined[index]["label"] == other[position]["label"]
+        np.testing.assert_array_equal(joined[index]["image"], other[position]["image"])
+    with pytest.raises(IndexError):
+        joined[69]
     whole = sources.open_source(data_config("synthetic"), "validation")
     np.testing.assert_array_equal(part[0]["image"], whole[100]["image"])
     assert part[0]["label"] == whole[100]["label"]

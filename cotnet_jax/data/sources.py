@@ -1,6 +1,8 @@
 """Where pictures come from: TFDS datasets, prepared folders, the digits, or none at all."""
 
+import bisect
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -118,17 +120,18 @@ class Synthetic:
     class_names: Sequence[str]
 
     def __post_init__(self):
-        self._first, stop = _slice(self.split, self.sizes)
-        self._length = stop - self._first
+        self._indices = _slices(self.split, self.sizes)
+        self._ends = list(itertools.accumulate(map(len, self._indices)))
         side = self.image_size + _SYNTHETIC_MARGIN
         self._canvas = np.random.RandomState(0).randint(0, 256, (side, side, 3), np.uint8)
         self.num_classes = len(self.class_names)
 
     def __len__(self) -> int:
-        return self._length
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int | str]:
-        index += self._first
+        part = bisect.bisect(self._ends, index)
+        index = self._indices[part][index - self._ends[part]]
         top, left = divmod(index % _SYNTHETIC_MARGIN**2, _SYNTHETIC_MARGIN)
         window = self._canvas[top : top + self.image_size, left : left + self.image_size]
         return {"image": window, "label": index % self.num_classes, "file_name": ""}
@@ -189,8 +192,8 @@ def _version_dir(path: Path) -> Path:
     return found[0]
 
 
-def _slice(split: str, sizes: Mapping[str, int]) -> tuple[int, int]:
-    """First and one-past-last index of a TFDS split string such as "train[:1024]"."""
+def _slices(split: str, sizes: Mapping[str, int]) -> list[range]:
+    """Indices of a TFDS split string such as "train[:1024]", for each of its summands."""
     infos = {
         name: tfds.core.SplitInfo(
             name=name, shard_lengths=[size], num_bytes=0, filename_template=None
@@ -198,11 +201,13 @@ def _slice(split: str, sizes: Mapping[str, int]) -> tuple[int, int]:
         for name, size in sizes.items()
     }
     try:
-        (part,) = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, KeyError, AssertionError) as error:
         raise DatasetError(
             f"no split {split!r}; the made-up pictures have {', '.join(sizes)} (with "
             "--config.data.fake=True instead of the name 'synthetic' any dataset keeps its own)"
         ) from error
-    start = part.from_ or 0
-    return start, sizes[part.splitname] if part.to is None else part.to
+    return [
+        range(part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
+        for part in parts
+    ]
