@@ -1,6 +1,7 @@
 """Prints how fast the host makes training pictures: bare loops, then through Grain.
 
     python -m cotnet_jax.data.benchmark [--threads=1,2,4] [--workers=1,2,4] [--data_dir=DIR]
+        [--augment=plain,randaugment]
 
 Without --data_dir it makes 500x375 JPEGs in memory, whose bytes are about ImageNet's 110 kB at
 --quality=90; with it, it reads imagenet2012 from there. Nothing else should be running: rates are
@@ -27,6 +28,11 @@ from cotnet_jax.data import pipeline, randaugment, transforms
 from cotnet_jax.data.sources import Source, open_source
 
 _RECIPE = "rand-m15-mstd0.5-n2"
+# RandAugment's text, and what the rows are called.
+_AUGMENTS = {
+    "plain": ("", "decode + crop + flip"),
+    "randaugment": (_RECIPE, "the same + RandAugment"),
+}
 _HEIGHT, _WIDTH = 375, 500
 
 
@@ -75,7 +81,7 @@ def main():
     cores = pipeline.available_cores()
     print(f"{cores} cores, batch {args.batch_size}, {args.seconds:g} s a row\n")
     print(f"{'what':34} {'threads':>7} {'workers':>7} {'images/s':>9} {'a core':>7} {'of bare':>7}")
-    for text, title in (("", "decode + crop + flip"), (_RECIPE, "the same + RandAugment")):
+    for text, title in (_AUGMENTS[name] for name in args.augment):
         config = _config(args, text)
         bare = {}
         for processes in sorted({1, *args.threads, *args.workers}):
@@ -100,6 +106,12 @@ def _parse() -> argparse.Namespace:
     def numbers(text: str) -> list[int]:
         return [int(word) for word in text.split(",") if word]
 
+    def names(text: str) -> list[str]:
+        if unknown := [word for word in text.split(",") if word not in _AUGMENTS]:
+            known = ", ".join(_AUGMENTS)
+            raise argparse.ArgumentTypeError(f"no {', '.join(unknown)}; there are {known}")
+        return text.split(",")
+
     parser = argparse.ArgumentParser(
         prog="python -m cotnet_jax.data.benchmark",
         description=__doc__,
@@ -107,6 +119,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=numbers, default=default)
     parser.add_argument("--workers", type=numbers, default=default)
+    parser.add_argument("--augment", type=names, default=list(_AUGMENTS))
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--quality", type=int, default=90, help="of the made-up JPEGs")
