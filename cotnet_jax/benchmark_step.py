@@ -64,15 +64,24 @@ def set_up(config: ml_collections.ConfigDict) -> experiment.Experiment:
     return experiment.set_up(config)
 
 
-def trace_step(setup: experiment.Experiment, form: str, optimizer, state, batch):
-    """The step of a form, not compiled yet, and the state that it starts from."""
+def trace_step(setup: experiment.Experiment, form: str, optimizer, batch):
+    """The step of a form, not compiled yet, and whether its state has moving averages."""
     config = copy.deepcopy(setup.config)
     model = FORMS[form](config, setup.model)
     setup = dataclasses.replace(setup, config=config, model=model)
-    ema = jax.tree.map(jnp.copy, state.ema) if config.ema.decay else None
-    # A step takes its state's memory, so that each form needs its own.
-    state = jax.tree.map(jnp.copy, state).replace(ema=ema)
-    return train.make_step(setup, optimizer).lower(state, batch), state
+    shapes = train.state_shapes(setup, optimizer)
+    return train.make_step(setup, optimizer).lower(shapes, batch), shapes.ema is not None
+
+
+def compile_forms(traced: dict) -> dict:
+    """The compiled steps. The first alone: with a compilation cache the others find what XLA
+    measured for it, and are then compiled side by side."""
+    first, *others = traced
+    compiled = {first: traced[first][0].compile()}
+    logging.info("compiled %r", first)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        steps = pool.map(lambda form: traced[form][0].compile(), others)
+        return compiled | dict(zip(others, steps, strict=True))
 
 
 def make_batch(setup: experiment.Experiment):
@@ -103,23 +112,24 @@ def benchmark(config: ml_collections.ConfigDict, forms: list[str], trace: str) -
         f"{setup.model.dtype.name}, batch {config.batch_size}, {config.data.image_size} pixels"
     )
     optimizer = optim.make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
-    state, batch = train.initial_state(setup, optimizer), make_batch(setup)
+    batch = make_batch(setup)
     start = time.perf_counter()
-    traced = {form: trace_step(setup, form, optimizer, state, batch) for form in forms}
-    logging.info("traced %d forms in %.0f s; compiling", len(forms), time.perf_counter() - start)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        steps = pool.map(lambda lowered: lowered.compile(), [low for low, _ in traced.values()])
-        compiled = {
-            form: (step, first)
-            for step, (form, (_, first)) in zip(steps, traced.items(), strict=True)
-        }
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # Made meanwhile.
+        first = pool.submit(train.initial_state, setup, optimizer)
+        traced = {form: trace_step(setup, form, optimizer, batch) for form in forms}
+        passed = time.perf_counter() - start
+        logging.info("traced %d forms in %.0f s; compiling", len(forms), passed)
+        compiled = compile_forms(traced)
     logging.info("compiled after %.0f s", time.perf_counter() - start)
-    memory = compiled[forms[0]][0].memory_analysis()
+    memory = compiled[forms[0]].memory_analysis()
     if memory is not None:
         used = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9
         print(f"device memory of the step: {used:.1f} GB")
-    states = {}
-    for form, (step, state) in compiled.items():
+    first, states = first.result(), {}
+    for form, step in compiled.items():
+        # A step takes its state's memory, so that each form needs its own.
+        state = jax.tree.map(jnp.copy, first if traced[form][1] else first.replace(ema=None))
         states[form], each = run(step, state, batch, 1)
         logging.info("first step of %r: %.1f s", form, each)
         states[form], each = run(step, states[form], batch, 2)
@@ -128,11 +138,11 @@ def benchmark(config: ml_collections.ConfigDict, forms: list[str], trace: str) -
     seconds = {form: [] for form in forms}
     # In turn: a device that grows warm must not favour the first.
     for _ in range(ROUNDS):
-        for form, (step, _) in compiled.items():
+        for form, step in compiled.items():
             states[form], each = run(step, states[form], batch, STEPS)
             seconds[form].append(each)
     first = statistics.median(seconds[forms[0]])
-    print(f"{'form':25} {'ms':>8} {'images/s':>9} {'of first':>8}")
+    print(f"{'form':25} {'ms':>8} {'images/s':>9} {'of first':>8}", flush=True)
     for form, each in seconds.items():
         median = statistics.median(each)
         print(
@@ -140,7 +150,7 @@ def benchmark(config: ml_collections.ConfigDict, forms: list[str], trace: str) -
         )
     if trace:
         with jax.profiler.trace(trace):
-            run(compiled[forms[0]][0], states[forms[0]], batch, 3)
+            run(compiled[forms[0]], states[forms[0]], batch, 3)
         print(f"profile in {trace}")
 
 
