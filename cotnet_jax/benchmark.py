@@ -31,48 +31,54 @@ SHAPES = {
 COMPARED = 2
 
 
-def make_inputs(kernel, batch, size, groups, width, dtype, seed=0):
-    """Random operands of the function ``kernel`` of ``aggregation_triton``, several sets of them.
+def input_sets(kernel, batch, size, groups, width, dtype):
+    """Shapes and dtypes of the operands of the function ``kernel``, for several calls.
 
-    The sets are together larger than a GPU's cache.
+    The sets are together larger than a GPU's cache. ``kernel`` is one of ``aggregation_triton``, or
+    "normalized" or "normalized_vjp".
     """
     pixels, channels = (batch, size, size), width // groups // SHARE
     values, weights = (*pixels, width), (*pixels, groups, 9, channels)
     groups_shape = (batch, groups, 1, channels)
     taps = (groups, 9, channels)
+    backward = [values, values, weights, groups_shape, groups_shape, taps, taps]
     shapes = {
         "forward": [values, weights],
         "backward": [values, weights, values],
-        "normalized_forward": [values, weights, groups_shape, groups_shape, taps, taps],
-        "activated_forward": [
-            *(values, weights, groups_shape, groups_shape, taps, taps, (width,), (width,))
-        ],
-        "normalized_backward": [
-            *(values, values, weights, groups_shape, groups_shape, taps, taps),
-        ],
+        "aggregate_normalized": [values, weights, groups_shape, groups_shape, taps, taps],
+        "aggregation_backward": backward,
         "statistics": [weights],
         "group_norm_backward": [
             *(weights, weights, groups_shape, groups_shape, taps, (2, batch, groups, channels))
         ],
+        "picture_forward": [values, weights, taps, taps],
+        "picture_backward": backward,
         "normalized": [values, weights, taps, taps],
         "normalized_vjp": [values, weights, taps, taps, values],
     }[kernel]
-    traffic = sum(np.prod(s, dtype=np.int64) for s in shapes) * np.dtype(dtype).itemsize
-    count = int(max(2, min(16, 5e8 // traffic)))
+    operands = [
+        jax.ShapeDtypeStruct(s, dtype if s in (values, weights) else jnp.float32) for s in shapes
+    ]
+    traffic = sum(a.size * a.dtype.itemsize for a in operands)
+    return [operands] * int(max(2, min(16, 5e8 // traffic)))
+
+
+def fill(sets, seed=0):
+    """Normal random numbers in place of the shapes and dtypes."""
 
     @jax.jit
     def make(key):
-        keys = jax.random.split(key, len(shapes))
-        return [
-            jax.random.normal(k, s, dtype if s in (values, weights) else jnp.float32)
-            for k, s in zip(keys, shapes, strict=True)
-        ]
+        keys = jax.random.split(key, len(sets[0]))
+        return [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, sets[0], strict=True)]
 
-    return [make(key) for key in jax.random.split(jax.random.key(seed), count)]
+    return [make(key) for key in jax.random.split(jax.random.key(seed), len(sets))]
 
 
 def compile_repeated(call, sets):
-    """Compiles one program that calls once with every set of operands, one after the other."""
+    """Compiles one program that calls once with every set of operands, one after the other.
+
+    The sets are arrays, or their shapes and dtypes.
+    """
 
     def repeated(sets):
         return [call(*operands) for operands in sets]
@@ -80,8 +86,11 @@ def compile_repeated(call, sets):
     return jax.jit(repeated).lower(sets).compile()
 
 
-def time_repeated(repeated, sets, seconds=0.01, repeats=5):
-    """Median time of one call in seconds, of programs dispatched one after the other."""
+def time_repeated(repeated, sets, seconds=0.1, repeats=5):
+    """Median time of one call in seconds, of programs dispatched one after the other.
+
+    Each repeat takes ``seconds``: starting and waiting for it costs up to a millisecond.
+    """
     jax.block_until_ready(repeated(sets))
 
     def run(count):
@@ -99,7 +108,7 @@ def copy_bandwidth() -> float:
     """Bytes a second, read and written, of a copy of 2 GiB on the default device."""
     sets = [[jnp.full((2**30,), i, jnp.uint16)] for i in range(2)]
     repeated = compile_repeated(jnp.copy, sets)
-    return 2 * sets[0][0].nbytes / time_repeated(repeated, sets, seconds=0.05)
+    return 2 * sets[0][0].nbytes / time_repeated(repeated, sets)
 
 
 def reference(values, weights, gradient):
@@ -164,7 +173,7 @@ def forms(implementation):
         return aggregation.local_aggregation(values, weights, implementation=implementation)
 
     def separate(values, raw, scale, bias):
-        mean, factor = normalized_aggregation.group_statistics("xla", EPSILON, raw)
+        mean, factor = normalized_aggregation.group_statistics(raw, EPSILON)
         return plain(values, normalized_aggregation.normalize(raw, mean, factor, scale, bias))
 
     def fused(values, raw, scale, bias):
@@ -205,7 +214,7 @@ def benchmark_aggregation(batch, dtype, shapes, implementations):
                 ("normalized", "forward"): "normalized",
                 ("normalized", "both"): "normalized_vjp",
             }[kind, direction]
-            sets = make_inputs(name, batch, size, groups, width, dtype)
+            sets = fill(input_sets(name, batch, size, groups, width, dtype))
             first = [
                 np.asarray(a[:COMPARED] if a.ndim > 3 else a).astype(np.float64) for a in sets[0]
             ]

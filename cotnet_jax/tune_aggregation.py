@@ -1,22 +1,23 @@
 """Measures tiles for the aggregation kernels on this machine's GPU and rewrites their table.
 
     python -m cotnet_jax.tune_aggregation [--batch=512] [--workers=8] [--kernels=forward,backward]
-        [--dtypes=bfloat16,float32]
+        [--dtypes=bfloat16,float32] [--shapes=56x1x64,28x1x128]
 
 Every candidate runs on random data, and the fastest of each kernel, shape and dtype is written to
-cotnet_jax/layers/aggregation_tile_table.py. Workers compile side by side and take turns at the
-GPU. With 16 processor cores and an H200 it took 3 minutes.
+cotnet_jax/layers/aggregation_tile_table.py; kernels that take pictures whole only where they are
+faster than the two that they replace. The workers compile side by side, and when all are done
+they measure, one after the other.
 """
 
 import argparse
-import concurrent.futures
-import contextlib
+import collections
 import functools
 import itertools
 import math
 import multiprocessing
 import os
 import pathlib
+import queue
 import sys
 import time
 
@@ -29,30 +30,70 @@ SHAPES = (
 SHARE = 8
 AGGREGATIONS = ("forward", "backward", "normalized_forward", "normalized_backward")
 NORMALIZATIONS = ("statistics", "group_norm_backward")
-KERNELS = AGGREGATIONS + NORMALIZATIONS
+# Kernels that take pictures whole, and those that do the same one after the other.
+PICTURES = {
+    "picture_forward": ("statistics", "normalized_forward"),
+    "picture_backward": ("normalized_backward", "group_norm_backward"),
+}
+KERNELS = (*AGGREGATIONS, *NORMALIZATIONS, *PICTURES)
 DTYPES = {2: "bfloat16", 4: "float32"}
+# Functions of ``aggregation_triton`` that call the kernels, where they have other names.
+CALLS = {
+    "normalized_forward": "aggregate_normalized",
+    "normalized_backward": "aggregation_backward",
+}
+EPSILON = 1e-5
+# A program's share of a larger picture does not stay in the cache.
+LARGEST_PICTURE = 28
+# Candidates that a worker compiles and measures at a time.
+BUNDLE = 12
 
 
 def candidates(kernel: str, size: int, groups: int, channels: int, itemsize: int):
     """Tiles worth a measurement for a picture of ``size`` and ``channels`` weight channels."""
-    from cotnet_jax.layers.aggregation_tiles import NormTile, Tile, possible_parts, smallest_block
-
     if kernel in NORMALIZATIONS:
-        blocks = ((1024, 4), (2048, 4), (2048, 8), (4096, 8), (4096, 16))
-        for (block, warps), ahead in itertools.product(blocks, (1, 2, 4)):
-            if block >= smallest_block(kernel, groups, channels, 9):
-                yield NormTile(block, warps, ahead)
+        return _norm_tiles(kernel, groups, channels)
+    if kernel in PICTURES:
+        return _picture_tiles(kernel, size, channels, itemsize)
+    return _tiles(kernel, size, channels, itemsize)
+
+
+def _norm_tiles(kernel, groups, channels):
+    from cotnet_jax.layers.aggregation_tiles import NormTile, smallest_block
+
+    blocks = ((1024, 4), (2048, 4), (2048, 8), (4096, 8), (4096, 16))
+    for (block, warps), ahead in itertools.product(blocks, (1, 2, 4)):
+        if block >= smallest_block(kernel, groups, channels, 9):
+            yield NormTile(block, warps, ahead)
+
+
+def _picture_tiles(kernel, size, channels, itemsize):
+    from cotnet_jax.layers.aggregation_tiles import LARGEST_WARPS, PictureTile
+
+    if size > LARGEST_PICTURE:
         return
+    backward = kernel == "picture_backward"
+    slices = [c for c in (6, 8, 12, 16, 24, 32) if channels % c == 0]
+    widths = (1, 2) if backward else (1, 2, 4)
+    for parts, channel, each in itertools.product((1, 2), slices, widths):
+        warps = PictureTile(parts, channel, 1, 1, False).block(size) // (32 * each)
+        if each * itemsize > 8 or not 1 <= warps <= LARGEST_WARPS:
+            continue
+        for ahead, prefetch in itertools.product((1, 2) if backward else (2, 4), (False, True)):
+            yield PictureTile(parts, channel, warps, ahead, prefetch)
+
+
+def _tiles(kernel, size, channels, itemsize):
+    from cotnet_jax.layers.aggregation_tiles import Tile, possible_parts
+
     rows = sorted({math.ceil(size / chunks) for chunks in (1, 2, 4, 8)} - set(range(1, 7)))
     if "backward" in kernel:
         shapes = ((1, 1), (1, 2), (2, 2), (2, 4))
-        ahead = (False, True)
     else:
         shapes = ((1, 2), (2, 2), (2, 4), (4, 2), (4, 4), (4, 8))
-        ahead = (False,)
     # Small pictures make few programs: these may be smaller too.
-    warps = (1, 2) if size < 14 else (2, 4)
-    for (parts, each), r, w, prefetch in itertools.product(shapes, rows[-3:], warps, ahead):
+    warps = (1, 2) if size < 14 else (1, 2, 4)
+    for (parts, each), r, w, prefetch in itertools.product(shapes, rows[-3:], warps, (False, True)):
         block = 32 * w * each
         if each * itemsize <= 16 and possible_parts(kernel, parts, block, SHARE, channels):
             yield Tile(parts, r, block, w, prefetch)
@@ -64,36 +105,111 @@ def table_key(kernel: str, itemsize: int, size: int, groups: int, channels: int)
     return (itemsize, size, size, groups, *share, channels)
 
 
-def measure(batch: int, lock, job) -> tuple:
-    """The fastest tile of one kernel, shape and dtype, with all times in microseconds."""
+def job_key(job) -> tuple:
+    """``table_key`` of a kernel, bytes of a weight, and shape."""
     kernel, itemsize, (size, groups, width) = job
+    return table_key(kernel, itemsize, size, groups, width // groups // SHARE)
 
+
+def call_in_tile(kernel: str, key: tuple, tile):
+    """The function that calls ``kernel``, working in ``tile`` while it is traced."""
+    from cotnet_jax.layers import aggregation_tile_table, aggregation_triton
+
+    function = getattr(aggregation_triton, CALLS.get(kernel, kernel))
+    function = getattr(function, "__wrapped__", function)
+    if kernel in ("statistics", "picture_forward"):
+        function = functools.partial(function, epsilon=EPSILON)
+    if kernel in PICTURES:
+        return functools.partial(function, tile=tile)
+    aggregation_tile_table.TABLE[kernel][key] = tuple(vars(tile).values())
+    # A new function each time, so that nothing traced with another tile is used again.
+    return functools.partial(function)
+
+
+def work(batch: int, bundles: list, compiled, turn, results) -> None:
+    """Compiles, and in its turn measures, bundles of tiles: (kernel, itemsize, shape), tiles."""
     from cotnet_jax import benchmark
-    from cotnet_jax.layers import aggregation_tile_table as table
-    from cotnet_jax.layers import aggregation_triton
 
-    channels = width // groups // SHARE
-    key = table_key(kernel, itemsize, size, groups, channels)
-    with lock:
-        arguments = benchmark.make_inputs(kernel, batch, size, groups, width, DTYPES[itemsize])
-    functions = {
-        "forward": aggregation_triton.forward.__wrapped__,
-        "backward": aggregation_triton.backward.__wrapped__,
-        "normalized_forward": aggregation_triton.normalized_forward.__wrapped__,
-        "normalized_backward": aggregation_triton.aggregation_backward,
-        "statistics": functools.partial(aggregation_triton.statistics.__wrapped__, epsilon=1e-5),
-        "group_norm_backward": aggregation_triton.group_norm_backward,
-    }
-    times = {}
-    for tile in candidates(kernel, size, groups, channels, itemsize):
-        # A new function each time, so that nothing traced with another tile is used again.
-        table.TABLE[kernel][key] = tuple(vars(tile).values())
-        call = functools.partial(functions[kernel])
-        repeated = benchmark.compile_repeated(call, arguments)
-        with lock:
-            times[tile] = benchmark.time_repeated(repeated, arguments, 0.004, 3) * 1e6
-    best = min(times, key=times.get)
-    return kernel, key, tuple(vars(best).values()), times
+    programs = []
+    for job, tiles in bundles:
+        kernel, itemsize, (size, groups, width) = job
+        name = CALLS.get(kernel, kernel)
+        sets = benchmark.input_sets(name, batch, size, groups, width, DTYPES[itemsize])
+        each = {}
+        for tile in tiles:
+            call = call_in_tile(kernel, job_key(job), tile)
+            each[tile] = benchmark.compile_repeated(call, sets)
+        programs.append((job, sets, each))
+        results.put((job, None))
+    compiled.wait()
+    with turn:
+        for job, sets, each in programs:
+            data = benchmark.fill(sets)
+            times = {
+                tile: benchmark.time_repeated(program, data, 0.012, 3) * 1e6
+                for tile, program in each.items()
+            }
+            results.put((job, times))
+
+
+def share_out(jobs, workers: int) -> list:
+    """Each worker's bundles, with about as many candidates for each."""
+    bundles = []
+    for job in jobs:
+        kernel, itemsize, (size, groups, width) = job
+        tiles = list(candidates(kernel, size, groups, width // groups // SHARE, itemsize))
+        bundles += [(job, tiles[i : i + BUNDLE]) for i in range(0, len(tiles), BUNDLE)]
+    shares = [[] for _ in range(min(workers, len(bundles)))]
+    for bundle in sorted(bundles, key=lambda bundle: -len(bundle[1])):
+        min(shares, key=lambda share: sum(len(tiles) for _, tiles in share)).append(bundle)
+    return shares
+
+
+def measure(batch: int, shares: list):
+    """Yields jobs with times in microseconds by tile, as they come; tells how far it is."""
+    context = multiprocessing.get_context("spawn")
+    compiled, turn, results = context.Barrier(len(shares)), context.Lock(), context.Queue()
+    processes = [
+        context.Process(target=work, args=(batch, share, compiled, turn, results), daemon=True)
+        for share in shares
+    ]
+    count = sum(map(len, shares))
+    start = time.monotonic()
+    for process in processes:
+        process.start()
+    for done in range(2 * count):
+        job, times = next_result(results, processes)
+        what = "compiled" if times is None else f"{job[0]} {job_key(job)} measured"
+        passed = f"{time.monotonic() - start:.0f} s"
+        print(f"{done % count + 1}/{count} bundles {what}; {passed}", flush=True)
+        if times is not None:
+            yield job, times
+    for process in processes:
+        process.join()
+
+
+def next_result(results, processes):
+    """What a worker puts into the queue next; ends the program where one failed."""
+    while True:
+        try:
+            return results.get(timeout=5)
+        except queue.Empty:
+            if any(process.exitcode for process in processes):
+                sys.exit("error: a worker failed; its message is above")
+
+
+def choose(table: dict, times: dict) -> dict:
+    """The table with the fastest tile of every job, and times of the fastest."""
+    best = {job: min(each.items(), key=lambda item: item[1]) for job, each in times.items()}
+    for job, (tile, duration) in best.items():
+        kernel, *shape = job
+        table[kernel].pop(job_key(job), None)
+        others = [(other, *shape) for other in PICTURES.get(kernel, ())]
+        if all(other in best for other in others):
+            apart = sum(best[other][1] for other in others)
+            if not others or duration < apart:
+                table[kernel][job_key(job)] = tuple(vars(tile).values())
+    return best
 
 
 def write(table: dict) -> None:
@@ -109,54 +225,52 @@ def write(table: dict) -> None:
     pathlib.Path(module.__file__).write_text("\n".join(lines) + "\n")
 
 
-def main(arguments: list[str]) -> None:
+def parse_options(arguments: list[str]):
+    """Options, with the kernels, itemsizes and shapes that they name."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = ["x".join(map(str, shape)) for shape in SHAPES]
     parser.add_argument("--batch", type=int, default=512, help="pictures")
     parser.add_argument("--workers", type=int, default=8, help="processes that compile")
     parser.add_argument("--kernels", default=",".join(KERNELS), help="only these, by comma")
     parser.add_argument("--dtypes", default=",".join(DTYPES.values()), help="only these, by comma")
+    parser.add_argument("--shapes", default=",".join(names), help="H x groups x channels, by comma")
     parser.add_argument("--log", default="", help="file for all times")
     options = parser.parse_args(arguments)
-    kernels, dtypes = options.kernels.split(","), options.dtypes.split(",")
-    if unknown := set(kernels) - set(KERNELS):
-        parser.error(f"--kernels: no {', '.join(sorted(unknown))}; there are {', '.join(KERNELS)}")
-    if unknown := set(dtypes) - set(DTYPES.values()):
-        parser.error(
-            f"--dtypes: no {', '.join(sorted(unknown))}; there are {', '.join(DTYPES.values())}"
-        )
+    for option, known in (("kernels", KERNELS), ("dtypes", DTYPES.values()), ("shapes", names)):
+        given = getattr(options, option).split(",")
+        if unknown := set(given) - set(known):
+            some = ", ".join(sorted(unknown))
+            parser.error(f"--{option}: no {some}; there are {', '.join(known)}")
+        setattr(options, option, given)
+    kernels = set(options.kernels)
+    for kernel, others in PICTURES.items():
+        if kernel in kernels and not kernels.issuperset(others):
+            parser.error(f"--kernels: {kernel} is compared with {' and '.join(others)}; add them")
+    return options
+
+
+def main(arguments: list[str]) -> None:
+    options = parse_options(arguments)
     # The workers share the GPU's memory.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
     from cotnet_jax.layers import aggregation_tile_table
 
     table = aggregation_tile_table.TABLE
-    itemsizes = [itemsize for itemsize, dtype in DTYPES.items() if dtype in dtypes]
-    for kernel in kernels:
-        kept = {key: tile for key, tile in table[kernel].items() if key[0] not in itemsizes}
-        table[kernel] = kept
-    jobs = list(itertools.product(kernels, itemsizes, SHAPES))
-    jobs.sort(key=lambda job: ("backward" not in job[0], -job[2][0]))
-    context = multiprocessing.get_context("spawn")
-    start = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(context.Manager()).Lock()
-        log = stack.enter_context(open(options.log or os.devnull, "w"))
-        pool = stack.enter_context(
-            concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=context)
-        )
-        futures = [pool.submit(measure, options.batch, lock, job) for job in jobs]
-        for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):
-            kernel, key, tile, times = future.result()
-            table[kernel][key] = tile
-            for candidate, duration in sorted(times.items(), key=lambda item: item[1]):
-                log.write(f"{kernel} {key} {tuple(vars(candidate).values())} {duration:.1f}\n")
-            passed = time.monotonic() - start
-            left = passed / done * (len(jobs) - done)
-            print(
-                f"{done}/{len(jobs)} {kernel} {key}: {tile} {min(times.values()):.1f} us, "
-                f"slowest {max(times.values()):.1f} us; {passed:.0f} s, about {left:.0f} s left",
-                flush=True,
-            )
+    itemsizes = [itemsize for itemsize, dtype in DTYPES.items() if dtype in options.dtypes]
+    shapes = [shape for shape in SHAPES if "x".join(map(str, shape)) in options.shapes]
+    jobs = itertools.product(options.kernels, itemsizes, shapes)
+    times = collections.defaultdict(dict)
+    with open(options.log or os.devnull, "w", buffering=1) as log:
+        for job, each in measure(options.batch, share_out(jobs, options.workers)):
+            times[job].update(each)
+            for tile, duration in each.items():
+                fields = tuple(vars(tile).values())
+                log.write(f"{job[0]} {job_key(job)} {fields} {duration:.1f}\n")
+    for job, (tile, duration) in choose(table, times).items():
+        slowest = max(times[job].values())
+        chosen = "" if job_key(job) in table[job[0]] else ", slower than apart"
+        print(f"{job[0]} {job_key(job)}: {tile} {duration:.1f} us, slowest {slowest:.1f}{chosen}")
     write(table)
 
 

@@ -23,9 +23,13 @@ from cotnet_jax.layers import (
 )
 from cotnet_jax.layers.aggregation import local_aggregation
 from cotnet_jax.layers.aggregation_tiles import (
+    IN_PLACE_OF,
+    LARGEST_WARPS,
     NormTile,
+    PictureTile,
     Tile,
     choose_norm_tile,
+    choose_picture_tile,
     choose_tile,
     smallest_block,
 )
@@ -53,6 +57,7 @@ def use_tile(monkeypatch):
             return Tile(parts, min(rows, h), block, 4, prefetch)
 
         monkeypatch.setattr(aggregation_triton, "choose_tile", choose)
+        monkeypatch.setattr(aggregation_triton, "choose_picture_tile", lambda *_: None)
 
     return use
 
@@ -108,13 +113,8 @@ def test_kernels_take_short_floats(dtype, use_tile):
     assert_close(got, loops(*(np.asarray(a, np.float64) for a in arrays)), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("activated", [False, True])
-@pytest.mark.parametrize("implementation", ["triton", "xla"])
-@pytest.mark.parametrize(("shape", "tile"), CASES[1:4])
-def test_normalized_aggregation_matches_its_composition(
-    shape, tile, implementation, activated, use_tile
-):
-    use_tile(*tile)
+def check_normalized(shape, implementation, activated):
+    """Compares the normalised aggregation and its gradients with float64, from its definition."""
     values, raw, gradient, *parameters = inputs(shape)
     parameters = parameters[: 4 if activated else 2]
     with jax.enable_x64(True):
@@ -133,6 +133,31 @@ def test_normalized_aggregation_matches_its_composition(
     arrays = [jnp.asarray(a, jnp.float32) for a in (values, raw, *parameters)]
     got = with_gradients(call, arrays, jnp.asarray(gradient))
     assert_close(got, expected, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("activated", [False, True])
+@pytest.mark.parametrize("implementation", ["triton", "xla"])
+@pytest.mark.parametrize(("shape", "tile"), CASES[1:4])
+def test_normalized_aggregation_matches_its_composition(
+    shape, tile, implementation, activated, use_tile
+):
+    use_tile(*tile)
+    check_normalized(shape, implementation, activated)
+
+
+@pytest.mark.parametrize("activated", [False, True])
+# Shape as in CASES; parts, slice, warps, ahead, prefetch.
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((2, 5, 7, 1, 8, 8, 3), (1, 8, 4, 2, False)),
+        ((3, 4, 3, 2, 8, 6, 3), (2, 4, 4, 1, True)),
+        ((1, 7, 2, 2, 4, 3, 3), (4, 3, 4, 2, False)),
+    ],
+)
+def test_normalized_aggregation_in_one_kernel(shape, tile, activated, monkeypatch):
+    monkeypatch.setattr(aggregation_triton, "choose_picture_tile", lambda *_: PictureTile(*tile))
+    check_normalized(shape, "triton", activated)
 
 
 @pytest.mark.parametrize(("groups", "channels"), [(1, 4), (1, 3), (2, 4), (2, 3)])
@@ -271,7 +296,7 @@ def test_wrong_arguments_are_named():
 def test_table_has_all_shapes_of_the_models_and_tiles_fit():
     for kernel, itemsize, (size, groups, width) in (
         (k, i, s)
-        for k in tune_aggregation.KERNELS
+        for k in tune_aggregation.AGGREGATIONS + tune_aggregation.NORMALIZATIONS
         for i in tune_aggregation.DTYPES
         for s in tune_aggregation.SHAPES
     ):
@@ -291,6 +316,55 @@ def test_table_has_all_shapes_of_the_models_and_tiles_fit():
         for kernel in tune_aggregation.NORMALIZATIONS:
             tile = choose_norm_tile(kernel, 2, size, size, groups, channels, taps)
             assert tile.block >= smallest_block(kernel, groups, channels, taps)
+        for kernel in IN_PLACE_OF:
+            tile = choose_picture_tile(kernel, 2, size, size, groups, share, channels, taps)
+            if tile is not None:
+                assert share % tile.parts == 0 and tile.block(size) >= 32 * tile.warps
+
+
+def test_one_kernel_does_both_only_where_that_was_faster(monkeypatch):
+    table = {kernel: {} for kernel in aggregation_tile_table.TABLE}
+    table["normalized_forward"] = {(2, s, s, 1, 8, 512 // s): (1, s, 64, 2, False) for s in (8, 32)}
+    table["picture_forward"] = {(2, 8, 8, 1, 8, 64): (1, 16, 2, 1, False)}
+    monkeypatch.setattr("cotnet_jax.layers.aggregation_tiles.TABLE", table)
+
+    def tile(h, w, channels, taps=9, itemsize=2):
+        kernel = "picture_activated_forward"
+        return choose_picture_tile(kernel, itemsize, h, w, 1, 8, channels, taps)
+
+    assert tile(8, 8, 64) == PictureTile(1, 16, 2, 1, False)
+    assert tile(32, 32, 16) is None and tile(30, 34, 16) is None
+    assert tile(9, 12, 50) == PictureTile(1, 16, 4, 1, False)
+    assert tile(8, 8, 64, taps=25) is None
+    # Too wide for one program.
+    assert tile(1, 16 * 8 * LARGEST_WARPS, 64) is None
+
+
+def test_tuning_takes_the_fastest_and_one_kernel_where_it_is_faster_than_two():
+    shape = (8, 1, 512)
+    jobs = [(kernel, 2, shape) for kernel in tune_aggregation.KERNELS]
+    shares = tune_aggregation.share_out(jobs, workers=3)
+    tiles = {job: [] for job in jobs}
+    for job, some in (bundle for share in shares for bundle in share):
+        tiles[job] += some
+    assert all(len(tiles[job]) == len(set(tiles[job])) > 2 for job in jobs)
+    for job in jobs:
+        sizes = [len(some) for share in shares for other, some in share if other == job]
+        assert max(sizes) <= tune_aggregation.BUNDLE
+
+    times = {job: {tile: 10.0 + i for i, tile in enumerate(tiles[job])} for job in jobs}
+    times["picture_forward", 2, shape][tiles["picture_forward", 2, shape][2]] = 9.0
+    times["picture_backward", 2, shape] = dict.fromkeys(tiles["picture_backward", 2, shape], 21.0)
+    key = (2, 8, 8, 1, 8, 64)
+    table = {kernel: {} for kernel in tune_aggregation.KERNELS}
+    table["picture_backward"][key] = "slower than two now"
+    tune_aggregation.choose(table, times)
+    assert table["picture_forward"][key] == tuple(
+        vars(tiles["picture_forward", 2, shape][2]).values()
+    )
+    assert key not in table["picture_backward"]
+    assert table["forward"][key] == tuple(vars(tiles["forward", 2, shape][0]).values())
+    assert table["statistics"][2, 8, 8, 1, 64]
 
 
 LOWERING = """
@@ -298,13 +372,15 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from cotnet_jax.layers import aggregation_kernels, group_norm_kernels
+from cotnet_jax.layers import aggregation_kernels, group_norm_kernels, picture_kernels
 
+MODULES = (aggregation_kernels, group_norm_kernels, picture_kernels)
 SHORT = {"x_ptr", "y_ptr", "w_ptr", "dx_ptr", "dy_ptr", "dw_ptr", "raw_dw_ptr"}
 sizes = dict(COLUMNS=28, H=14, W=14, G=2, SHARE=8, CW=24, K=3, TAPS=9, PARTS=1, ROWS=7, N=2,
-             PICTURES=1, PIECES=2, RUN=216, AHEAD=2, BLOCK=512, PREFETCH=False, EPSILON=1e-5)
+             PICTURES=1, PIECES=2, RUN=216, AHEAD=2, BLOCK=512, PREFETCH=False, EPSILON=1e-5,
+             SLICE=24, PADDED=32)
 for name in sys.argv[1:]:
-    kernel = getattr(aggregation_kernels, name, None) or getattr(group_norm_kernels, name)
+    (kernel,) = (getattr(module, name) for module in MODULES if hasattr(module, name))
     for capability, dtype in ((80, "fp32"), (90, "bf16")):
         signature = {
             a: "constexpr" if a in sizes else "*" + (dtype if a in SHORT else "fp32")
@@ -325,6 +401,7 @@ for name in sys.argv[1:]:
     [
         *("forward", "backward", "normalized_forward", "activated_forward"),
         *("normalized_backward", "statistics", "group_norm_backward"),
+        *("picture_forward", "picture_activated_forward", "picture_backward"),
     ],
 )
 def test_kernels_lower_to_ptx(kernel, tmp_path):

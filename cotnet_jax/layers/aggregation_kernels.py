@@ -45,7 +45,7 @@ def _lanes(tile, COLUMNS, H, W, G, PARTS, CW, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _near(column, inside, W, K: tl.constexpr):
+def near_columns(column, inside, W, K: tl.constexpr):
     """For each of K columns around a lane's own, whether it lies in the picture."""
     near = ()
     for j in tl.static_range(K):
@@ -54,24 +54,17 @@ def _near(column, inside, W, K: tl.constexpr):
 
 
 @triton.jit
-def _affine(
-    mean_ptr,
-    factor_ptr,
-    scale_ptr,
-    bias_ptr,
-    picture,
-    group,
-    channel,
-    inside,
-    G,
-    CW,
-    TAPS: tl.constexpr,
-):
-    """The group's mean, then factor and summand that normalise a weight, for each tap: the weight
-    less its mean, times factor [N, G, CW], times scale, plus bias [G, K*K, CW]; all float32."""
+def _statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW):
+    """Mean and factor [N, G, CW] float32 of each lane's group of weights."""
     index = (picture.to(tl.int64) * G + group) * CW + channel
     mean = tl.load(mean_ptr + index, inside, 0.0)
-    factor = tl.load(factor_ptr + index, inside, 0.0)
+    return mean, tl.load(factor_ptr + index, inside, 0.0)
+
+
+@triton.jit
+def affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW, TAPS: tl.constexpr):
+    """Factor and summand that normalise a weight, for each tap: the weight less its mean, times
+    factor, times scale, plus bias, both [G, K*K, CW] float32."""
     factors = ()
     summands = ()
     for tap in tl.static_range(TAPS):
@@ -79,7 +72,7 @@ def _affine(
         a = tl.load(scale_ptr + offset, inside, 0.0) * factor
         factors = factors + (a,)
         summands = summands + (tl.load(bias_ptr + offset, inside, 0.0) - mean * a,)
-    return mean, factors, summands
+    return factors, summands
 
 
 @triton.jit
@@ -100,6 +93,101 @@ def _load_forward(x, w, near, inside, r, first, last, H, W, C, WC, CW, STEP, U, 
         for j in tl.static_range(K):
             loaded = loaded + (tl.load(x + (j - HALF) * C + u * STEP, near[j] & here, 0.0),)
     return loaded
+
+
+@triton.jit
+def walk_forward(
+    x_ptr,
+    w_ptr,
+    output_scale_ptr,
+    output_shift_ptr,
+    y_ptr,
+    pixel,
+    near,
+    inside,
+    x_channel,
+    w_channel,
+    factors,
+    summands,
+    first,
+    last,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    WC: tl.constexpr,
+    CW: tl.constexpr,
+    K: tl.constexpr,
+    STEP: tl.constexpr,
+    U: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    ACTIVATE: tl.constexpr,
+):
+    """Rows ``first`` to ``last`` of y, for lanes whose pixel in row 0 is ``pixel``.
+
+    A lane has U channels of the values, STEP apart from ``x_channel`` on.
+    """
+    HALF: tl.constexpr = K // 2
+    # Pointers to row r of x and w, and to row r - HALF of y, the one that row r completes.
+    start = pixel + (first - HALF) * W
+    x = x_ptr + start * C + x_channel
+    w = w_ptr + start * WC + w_channel
+    y = y_ptr + start * C + x_channel - HALF * W * C
+    sums = ()
+    for _ in tl.static_range(U * (K - 1)):
+        sums = sums + (tl.zeros((BLOCK,), tl.float32),)
+
+    # fmt: off
+    if PREFETCH:
+        loaded = _load_forward(x, w, near, inside, first - HALF, first, last, H, W, C, WC, CW,
+                               STEP, U, K)
+    for step in range(ROWS + 2 * HALF):
+        r = first - HALF + step
+        if PREFETCH:
+            current = loaded
+            loaded = _load_forward(x + W * C, w + W * WC, near, inside, r + 1, first, last, H, W,
+                                   C, WC, CW, STEP, U, K)
+        else:
+            current = _load_forward(x, w, near, inside, r, first, last, H, W, C, WC, CW, STEP, U, K)
+        # fmt: on
+        weights = ()
+        for slot in tl.static_range(K):
+            for j in tl.static_range(K):
+                weight = current[slot * K + j].to(tl.float32)
+                if NORMALIZE:
+                    weight *= factors[(K - 1 - slot) * K + j]
+                    weight += summands[(K - 1 - slot) * K + j]
+                weights = weights + (weight,)
+        carried = ()
+        finished = ()
+        for u in tl.static_range(U):
+            for slot in tl.static_range(K):
+                value = current[K * K + u * K].to(tl.float32)
+                if slot < K - 1:
+                    total = sums[u * (K - 1) + slot] + weights[slot * K] * value
+                else:
+                    total = weights[slot * K] * value
+                for j in tl.static_range(1, K):
+                    total += weights[slot * K + j] * current[K * K + u * K + j].to(tl.float32)
+                if slot > 0:
+                    carried = carried + (total,)
+                else:
+                    if ACTIVATE:
+                        c = x_channel + u * STEP
+                        output_scale = tl.load(output_scale_ptr + c, inside, 0.0)
+                        output_shift = tl.load(output_shift_ptr + c, inside, 0.0)
+                        total = total * output_scale + output_shift
+                        total = total * tl.sigmoid(total)
+                    finished = finished + (total.to(y_ptr.dtype.element_ty),)
+        mask = inside & (r - HALF >= first) & (r - HALF < last)
+        for u in tl.static_range(U):
+            tl.store(y + u * STEP, finished[u], mask)
+        sums = carried
+        x += W * C
+        w += W * WC
+        y += W * C
 
 
 @triton.jit
@@ -127,81 +215,24 @@ def _forward(
     NORMALIZE: tl.constexpr,
     ACTIVATE: tl.constexpr,
 ):
-    U: tl.constexpr = SHARE // PARTS
-    HALF: tl.constexpr = K // 2
-    C: tl.constexpr = G * SHARE * CW
-    WC: tl.constexpr = G * K * K * CW
     tile, first = _tile(COLUMNS, H, G * PARTS * CW, ROWS, BLOCK, NORMALIZE)
-    last = tl.minimum(first + ROWS, H)
     pixel, column, picture, group, part, channel, inside = _lanes(
         tile, COLUMNS, H, W, G, PARTS, CW, BLOCK
     )
-    near = _near(column, inside, W, K)
-    x_channel = group * (SHARE * CW) + part * CW + channel
-    w_channel = group * (K * K * CW) + channel
-    # Pointers to row r of x and w, and to row r - HALF of y, the one that row r completes.
-    start = pixel + (first - HALF).to(tl.int64) * W
-    x = x_ptr + start * C + x_channel
-    w = w_ptr + start * WC + w_channel
-    y = y_ptr + start * C + x_channel - HALF * W * C
-    if NORMALIZE:
-        _mean, factors, summands = _affine(
-            mean_ptr, factor_ptr, scale_ptr, bias_ptr, picture, group, channel, inside, G, CW, K * K
-        )
-    sums = ()
-    for _ in tl.static_range(U * (K - 1)):
-        sums = sums + (tl.zeros((BLOCK,), tl.float32),)
-
+    factors = ()
+    summands = ()
     # fmt: off
-    if PREFETCH:
-        loaded = _load_forward(x, w, near, inside, first - HALF, first, last, H, W, C, WC, CW,
-                               PARTS * CW, U, K)
-    for step in range(ROWS + 2 * HALF):
-        r = first - HALF + step
-        if PREFETCH:
-            current = loaded
-            loaded = _load_forward(x + W * C, w + W * WC, near, inside, r + 1, first, last, H, W,
-                                   C, WC, CW, PARTS * CW, U, K)
-        else:
-            current = _load_forward(x, w, near, inside, r, first, last, H, W, C, WC, CW,
-                                    PARTS * CW, U, K)
-        # fmt: on
-        weights = ()
-        for slot in tl.static_range(K):
-            for j in tl.static_range(K):
-                weight = current[slot * K + j].to(tl.float32)
-                if NORMALIZE:
-                    weight *= factors[(K - 1 - slot) * K + j]
-                    weight += summands[(K - 1 - slot) * K + j]
-                weights = weights + (weight,)
-        carried = ()
-        finished = ()
-        for u in tl.static_range(U):
-            for slot in tl.static_range(K):
-                value = current[K * K + u * K].to(tl.float32)
-                if slot < K - 1:
-                    total = sums[u * (K - 1) + slot] + weights[slot * K] * value
-                else:
-                    total = weights[slot * K] * value
-                for j in tl.static_range(1, K):
-                    total += weights[slot * K + j] * current[K * K + u * K + j].to(tl.float32)
-                if slot > 0:
-                    carried = carried + (total,)
-                else:
-                    if ACTIVATE:
-                        c = x_channel + u * PARTS * CW
-                        output_scale = tl.load(output_scale_ptr + c, inside, 0.0)
-                        output_shift = tl.load(output_shift_ptr + c, inside, 0.0)
-                        total = total * output_scale + output_shift
-                        total = total * tl.sigmoid(total)
-                    finished = finished + (total.to(y_ptr.dtype.element_ty),)
-        mask = inside & (r - HALF >= first) & (r - HALF < last)
-        for u in tl.static_range(U):
-            tl.store(y + u * PARTS * CW, finished[u], mask)
-        sums = carried
-        x += W * C
-        w += W * WC
-        y += W * C
+    if NORMALIZE:
+        mean, factor = _statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW)
+        factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW,
+                                   K * K)
+    walk_forward(x_ptr, w_ptr, output_scale_ptr, output_shift_ptr, y_ptr, pixel,
+                 near_columns(column, inside, W, K), inside,
+                 group * (SHARE * CW) + part * CW + channel, group * (K * K * CW) + channel,
+                 factors, summands, first, tl.minimum(first + ROWS, H), H, W, G * SHARE * CW,
+                 G * K * K * CW, CW, K, PARTS * CW, SHARE // PARTS, ROWS, BLOCK, PREFETCH,
+                 NORMALIZE, ACTIVATE)
+    # fmt: on
 
 
 @triton.jit
@@ -313,71 +344,59 @@ def _load_backward(
 
 
 @triton.jit
-def _backward(
+def walk_backward(
     x_ptr,
     w_ptr,
     dy_ptr,
-    mean_ptr,
-    factor_ptr,
-    scale_ptr,
-    bias_ptr,
     dx_ptr,
-    dw_ptr,
-    sums_ptr,
-    COLUMNS: tl.constexpr,
+    dw,
+    pixel,
+    near,
+    inside,
+    x_channel,
+    w_channel,
+    dw_column,
+    dw_near,
+    dw_inside,
+    mean,
+    factors,
+    summands,
+    first,
+    last,
     H: tl.constexpr,
     W: tl.constexpr,
-    G: tl.constexpr,
-    SHARE: tl.constexpr,
+    C: tl.constexpr,
+    WC: tl.constexpr,
     CW: tl.constexpr,
     K: tl.constexpr,
+    STEP: tl.constexpr,
+    U: tl.constexpr,
     PARTS: tl.constexpr,
+    LANES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PREFETCH: tl.constexpr,
     NORMALIZE: tl.constexpr,
 ):
+    """Rows ``first`` to ``last`` of dx and dw, for lanes as in ``walk_forward``.
+
+    With PARTS > 1 the lanes of a weight lie LANES apart, and one in PARTS stores its sum: those
+    at ``dw``, pointers to the row HALF above ``first``, in ``dw_column``. Returns for every lane
+    the sums over its rows and taps of dw * factors, and of that times w - mean.
+    """
     # A lane sees its pixel p as a value that its neighbours q read. With dy[q] it has
     # dx[p] = sum w[q, tap] dy[q], and dw[q, tap] = sum over shares of x[p] dy[q]: both gradients
     # from the same loads. q lies at the tap's mirror image: tap column j is column K - 1 - j.
-    U: tl.constexpr = SHARE // PARTS
     HALF: tl.constexpr = K // 2
-    C: tl.constexpr = G * SHARE * CW
-    WC: tl.constexpr = G * K * K * CW
-    tile, first = _tile(COLUMNS, H, G * PARTS * CW, ROWS, BLOCK, False)
-    last = tl.minimum(first + ROWS, H)
-    pixel, column, picture, group, part, channel, inside = _lanes(
-        tile, COLUMNS, H, W, G, PARTS, CW, BLOCK
-    )
-    near = _near(column, inside, W, K)
-    x_channel = group * (SHARE * CW) + part * CW + channel
-    w_channel = group * (K * K * CW) + channel
-    # Pointers to row r of dy, w and dw, to row r + HALF of x, the lowest that reads row r, and to
+    # Pointers to row r of dy and w, to row r + HALF of x, the lowest that reads row r, and to
     # row r - HALF of dx, the one that row r completes.
-    start = pixel + (first - HALF).to(tl.int64) * W
+    start = pixel + (first - HALF) * W
     dy = dy_ptr + start * C + x_channel
     w = w_ptr + start * WC + w_channel
     x = x_ptr + start * C + x_channel + HALF * W * C
     dx = dx_ptr + start * C + x_channel - HALF * W * C
-    if PARTS == 1:
-        dw = dw_ptr + start * WC + w_channel
-        dw_column = column
-        dw_inside = inside
-        dw_near = near
-    else:
-        # One lane in PARTS stores the sum over the parts.
-        dw_pixel, dw_column, _, dw_group, _, dw_channel, dw_inside = _lanes(
-            tile, COLUMNS, H, W, G, 1, CW, BLOCK // PARTS
-        )
-        dw_start = dw_pixel + (first - HALF).to(tl.int64) * W
-        dw = dw_ptr + dw_start * WC + dw_group * (K * K * CW) + dw_channel
-        dw_near = _near(dw_column, dw_inside, W, K)
-    if NORMALIZE:
-        weight_sum = tl.zeros((BLOCK,), tl.float32)
-        weight_product = tl.zeros((BLOCK,), tl.float32)
-        mean, factors, summands = _affine(
-            mean_ptr, factor_ptr, scale_ptr, bias_ptr, picture, group, channel, inside, G, CW, K * K
-        )
+    weight_sum = tl.zeros((BLOCK,), tl.float32)
+    weight_product = tl.zeros((BLOCK,), tl.float32)
     sums = ()
     values = ()
     for u in tl.static_range(U):
@@ -385,22 +404,22 @@ def _backward(
             sums = sums + (tl.zeros((BLOCK,), tl.float32),)
             row = first - 2 * HALF + k
             mask = inside & (row >= 0) & (row < H)
-            values = values + (tl.load(x + (k - 2 * HALF) * W * C + u * PARTS * CW, mask, 0.0),)
+            values = values + (tl.load(x + (k - 2 * HALF) * W * C + u * STEP, mask, 0.0),)
 
     # fmt: off
     if PREFETCH:
         loaded = _load_backward(dy, w, x, near, inside, first - HALF, first, last, H, C, WC, CW,
-                                PARTS * CW, NORMALIZE, U, K)
+                                STEP, NORMALIZE, U, K)
     for step in range(ROWS + 2 * HALF):
         r = first - HALF + step
         own = (r >= first) & (r < last)
         if PREFETCH:
             current = loaded
             loaded = _load_backward(dy + W * C, w + W * WC, x + W * C, near, inside, r + 1, first,
-                                    last, H, C, WC, CW, PARTS * CW, NORMALIZE, U, K)
+                                    last, H, C, WC, CW, STEP, NORMALIZE, U, K)
         else:
-            current = _load_backward(dy, w, x, near, inside, r, first, last, H, C, WC, CW,
-                                     PARTS * CW, NORMALIZE, U, K)
+            current = _load_backward(dy, w, x, near, inside, r, first, last, H, C, WC, CW, STEP,
+                                     NORMALIZE, U, K)
         # fmt: on
         weights = ()
         for tap in tl.static_range(K * K):
@@ -439,7 +458,7 @@ def _backward(
             gradients = updated
         mask = inside & (r - HALF >= first) & (r - HALF < last)
         for u in tl.static_range(U):
-            tl.store(dx + u * PARTS * CW, finished[u], mask)
+            tl.store(dx + u * STEP, finished[u], mask)
         if NORMALIZE:
             total = gradients[0] * factors[0]
             product = total * (current[0].to(tl.float32) - mean)
@@ -452,9 +471,9 @@ def _backward(
         for tap in tl.static_range(K * K):
             gradient = gradients[tap]
             if PARTS > 1:
-                gradient = tl.reshape(gradient, (BLOCK // (PARTS * CW), PARTS, CW))
+                gradient = tl.reshape(gradient, (BLOCK // (PARTS * LANES), PARTS, LANES))
                 gradient = tl.reshape(tl.sum(gradient, 1), (BLOCK // PARTS,))
-            gradient = gradient.to(dw_ptr.dtype.element_ty)
+            gradient = gradient.to(dw.dtype.element_ty)
             offset = (HALF - tap % K) * WC + tap * CW
             tl.store(dw + offset, gradient, dw_near[K - 1 - tap % K] & own)
             if tap % K != HALF:
@@ -469,7 +488,68 @@ def _backward(
         x += W * C
         dx += W * C
         dw += W * WC
+    return weight_sum, weight_product
 
+
+@triton.jit
+def _backward(
+    x_ptr,
+    w_ptr,
+    dy_ptr,
+    mean_ptr,
+    factor_ptr,
+    scale_ptr,
+    bias_ptr,
+    dx_ptr,
+    dw_ptr,
+    sums_ptr,
+    COLUMNS: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    G: tl.constexpr,
+    SHARE: tl.constexpr,
+    CW: tl.constexpr,
+    K: tl.constexpr,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+):
+    WC: tl.constexpr = G * K * K * CW
+    tile, first = _tile(COLUMNS, H, G * PARTS * CW, ROWS, BLOCK, False)
+    pixel, column, picture, group, part, channel, inside = _lanes(
+        tile, COLUMNS, H, W, G, PARTS, CW, BLOCK
+    )
+    near = near_columns(column, inside, W, K)
+    w_channel = group * (K * K * CW) + channel
+    start = (first - K // 2) * W
+    if PARTS == 1:
+        dw = dw_ptr + (pixel + start) * WC + w_channel
+        dw_column = column
+        dw_inside = inside
+        dw_near = near
+    else:
+        # One lane in PARTS stores the sum over the parts.
+        dw_pixel, dw_column, _, dw_group, _, dw_channel, dw_inside = _lanes(
+            tile, COLUMNS, H, W, G, 1, CW, BLOCK // PARTS
+        )
+        dw = dw_ptr + (dw_pixel + start) * WC + dw_group * (K * K * CW) + dw_channel
+        dw_near = near_columns(dw_column, dw_inside, W, K)
+    mean = 0.0
+    factors = ()
+    summands = ()
+    # fmt: off
+    if NORMALIZE:
+        mean, factor = _statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW)
+        factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW,
+                                   K * K)
+    weight_sum, weight_product = walk_backward(
+        x_ptr, w_ptr, dy_ptr, dx_ptr, dw, pixel, near, inside,
+        group * (SHARE * CW) + part * CW + channel, w_channel, dw_column, dw_near, dw_inside, mean,
+        factors, summands, first, tl.minimum(first + ROWS, H), H, W, G * SHARE * CW, WC, CW, K,
+        PARTS * CW, SHARE // PARTS, PARTS, CW, ROWS, BLOCK, PREFETCH, NORMALIZE)
+    # fmt: on
     if NORMALIZE:
         CHUNKS: tl.constexpr = (H + ROWS - 1) // ROWS
         index = picture.to(tl.int64) * W + column

@@ -5,6 +5,19 @@ import math
 
 from cotnet_jax.layers.aggregation_tile_table import TABLE
 
+# An activation changes little: these kernels are not measured apart.
+MEASURED_AS = {
+    "activated_forward": "normalized_forward",
+    "picture_activated_forward": "picture_forward",
+}
+# Kernels that normalise too, and those that do the same together with one of the normalisation.
+IN_PLACE_OF = {
+    "picture_forward": "normalized_forward",
+    "picture_backward": "normalized_backward",
+}
+# Of a program that works in all columns of a picture.
+LARGEST_WARPS = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
@@ -36,10 +49,9 @@ def choose_tile(
       h, w, groups, channels, taps: of weights [N, H, W, G, K*K, Cw].
       share: channels of the values to one of the weights.
     """
-    # The activation changes little: its kernel is not measured apart.
-    kernel = "normalized_forward" if kernel == "activated_forward" else kernel
+    kernel = MEASURED_AS.get(kernel, kernel)
     key = (itemsize, h, w, groups, share, channels)
-    tile = Tile(*_nearest(kernel, key))
+    tile = Tile(*TABLE[kernel][_nearest(kernel, key)])
     if taps == 9 and key in TABLE[kernel]:
         return tile
     rows = math.ceil(h / math.ceil(h / tile.rows))
@@ -70,18 +82,69 @@ def choose_norm_tile(
     kernel: str, itemsize: int, h: int, w: int, groups: int, channels: int, taps: int
 ) -> NormTile:
     """As ``choose_tile``, for the kernels in ``group_norm_kernels``."""
-    tile = NormTile(*_nearest(kernel, (itemsize, h, w, groups, channels)))
+    tile = NormTile(*TABLE[kernel][_nearest(kernel, (itemsize, h, w, groups, channels))])
     block = max(tile.block, smallest_block(kernel, groups, channels, taps))
     return dataclasses.replace(tile, block=block)
 
 
+@dataclasses.dataclass(frozen=True)
+class PictureTile:
+    """One program's share of the work of the kernels in ``picture_kernels``.
+
+    Attributes:
+      parts: lanes over which the channels that share a weight are spread.
+      slice: weight channels of a program, which has all pixels of a picture.
+      warps: of 32 threads, for the lanes of all columns.
+      ahead: rows of weights that are read before the first is used, away from the aggregation.
+      prefetch: as in ``Tile``.
+    """
+
+    parts: int
+    slice: int
+    warps: int
+    ahead: int
+    prefetch: bool
+
+    @property
+    def padded(self) -> int:
+        """Lanes for the weight channels of one pixel and part."""
+        return _power_of_two(self.slice)
+
+    def block(self, w: int) -> int:
+        """Lanes of a program for pictures ``w`` pixels wide, as a power of two."""
+        return _power_of_two(w * self.parts * self.padded)
+
+
+def choose_picture_tile(
+    kernel: str, itemsize: int, h: int, w: int, groups: int, share: int, channels: int, taps: int
+) -> PictureTile | None:
+    """As ``choose_tile``, for the kernels in ``picture_kernels``; None where two kernels, one
+    after the other, are faster, or were at the nearest shape that was measured."""
+    kernel = MEASURED_AS.get(kernel, kernel)
+    key = (itemsize, h, w, groups, share, channels)
+    nearest = _nearest(IN_PLACE_OF[kernel], key)
+    if taps != 9 or nearest not in TABLE[kernel]:
+        return None
+    tile = PictureTile(*TABLE[kernel][nearest])
+    if nearest == key:
+        return tile
+    lanes = tile.block(nearest[2]) // tile.warps
+    tile = dataclasses.replace(
+        tile,
+        parts=_parts(kernel, tile.parts, tile.block(w), share, channels),
+        slice=min(tile.slice, channels),
+    )
+    tile = dataclasses.replace(tile, warps=max(1, tile.block(w) // lanes))
+    return tile if tile.warps <= LARGEST_WARPS else None
+
+
 def _nearest(kernel, key):
-    """The table's entry for ``key``, or for the nearest shape that was measured."""
+    """The key of the table's shape that is nearest to ``key``."""
 
     def distance(other):
         return sum(abs(math.log2(a / b)) for a, b in zip(key, other, strict=True))
 
-    return TABLE[kernel][min(TABLE[kernel], key=distance)]
+    return min(TABLE[kernel], key=distance)
 
 
 def smallest_block(kernel: str, groups: int, channels: int, taps: int) -> int:

@@ -13,13 +13,18 @@ import jax.numpy as jnp
 import jax_triton
 from jax.custom_batching import custom_vmap
 
-from cotnet_jax.layers import aggregation_kernels, group_norm_kernels
+from cotnet_jax.layers import aggregation_kernels, group_norm_kernels, picture_kernels
 from cotnet_jax.layers.aggregation_dispatch import vary
-from cotnet_jax.layers.aggregation_tiles import choose_norm_tile, choose_tile, run_length
+from cotnet_jax.layers.aggregation_tiles import (
+    choose_norm_tile,
+    choose_picture_tile,
+    choose_tile,
+    run_length,
+)
 
-# Programs of ``group_norm_backward``: two or more for each multiprocessor of a GPU, and not many
-# more, because each leaves its own sums of the gradients of scale and bias.
-PROGRAMS = 264
+# Programs of ``group_norm_backward``: some for each multiprocessor of a GPU, and not many more,
+# because each leaves its own sums of the gradients of scale and bias.
+PROGRAMS = 528
 
 
 def _over_pictures(shared=0, sums=False):
@@ -80,7 +85,78 @@ def backward(values, weights, gradient):
 
 
 @_over_pictures(shared=2)
-def normalized_forward(values, weights, mean, factor, scale, bias):
+def normalized_forward(values, weights, scale, bias, epsilon):
+    """As ``normalized_aggregation._xla_forward``."""
+    tile = picture_tile(picture_kernels.picture_forward, values, weights)
+    if tile is not None:
+        return picture_forward(values, weights, scale, bias, epsilon, tile)
+    mean, factor = statistics(weights, epsilon)
+    return aggregate_normalized(values, weights, mean, factor, scale, bias), mean, factor
+
+
+@_over_pictures(shared=4)
+def activated_forward(values, weights, scale, bias, output_scale, output_shift, epsilon):
+    """As ``normalized_aggregation._xla_activated_forward``."""
+    kernel = picture_kernels.picture_activated_forward
+    tile = picture_tile(kernel, values, weights)
+    operands = (values, weights, scale, bias, output_scale, output_shift)
+    if tile is not None:
+        (output,) = _normalize_and_aggregate(
+            kernel, tile, values, weights, operands, [values], EPSILON=epsilon
+        )
+        return output
+    kernel = aggregation_kernels.activated_forward
+    operands = (values, weights, *statistics(weights, epsilon), *operands[2:])
+    (output,) = _aggregate(kernel, values, weights, operands, [values])
+    return output
+
+
+@_over_pictures(shared=2, sums=True)
+def normalized_backward(gradient, values, weights, mean, factor, scale, bias):
+    """As ``normalized_aggregation._xla_backward``."""
+    tile = picture_tile(picture_kernels.picture_backward, values, weights)
+    if tile is not None:
+        return picture_backward(gradient, values, weights, mean, factor, scale, bias, tile)
+    values_gradient, weights_gradient, sums = aggregation_backward(
+        gradient, values, weights, mean, factor, scale, bias
+    )
+    gradients = group_norm_backward(weights, weights_gradient, mean, factor, scale, sums)
+    return values_gradient, *gradients
+
+
+def picture_forward(values, weights, scale, bias, epsilon, tile):
+    """As ``normalized_forward``, by the one kernel."""
+    n, _, _, groups, _, channels = weights.shape
+    statistic = jax.ShapeDtypeStruct((n, groups, 1, channels), jnp.float32)
+    return tuple(
+        _normalize_and_aggregate(
+            picture_kernels.picture_forward,
+            tile,
+            values,
+            weights,
+            (values, weights, scale, bias),
+            [values, statistic, statistic],
+            EPSILON=epsilon,
+        )
+    )
+
+
+def picture_backward(gradient, values, weights, mean, factor, scale, bias, tile):
+    """As ``normalized_backward``, by the one kernel."""
+    n, _, _, groups, taps, channels = weights.shape
+    parameters = (2, n, groups, taps, channels)
+    *gradients, parameters = _normalize_and_aggregate(
+        picture_kernels.picture_backward,
+        tile,
+        values,
+        weights,
+        (values, weights, gradient, mean, factor, scale, bias),
+        [values, weights, jax.ShapeDtypeStruct(parameters, jnp.float32)],
+    )
+    return *gradients, *parameters.sum(1)
+
+
+def aggregate_normalized(values, weights, mean, factor, scale, bias):
     """``forward`` with the weights ``(weights - mean) * factor * scale + bias``.
 
     mean and factor are [N, G, 1, Cw], scale and bias [G, K*K, Cw], all float32.
@@ -89,25 +165,6 @@ def normalized_forward(values, weights, mean, factor, scale, bias):
     operands = (values, weights, mean, factor, scale, bias)
     (output,) = _aggregate(kernel, values, weights, operands, [values])
     return output
-
-
-@_over_pictures(shared=4)
-def activated_forward(values, weights, mean, factor, scale, bias, output_scale, output_shift):
-    """SiLU(output_scale * y + output_shift) of ``normalized_forward``'s y; both [C] float32."""
-    kernel = aggregation_kernels.activated_forward
-    operands = (values, weights, mean, factor, scale, bias, output_scale, output_shift)
-    (output,) = _aggregate(kernel, values, weights, operands, [values])
-    return output
-
-
-@_over_pictures(shared=2, sums=True)
-def normalized_backward(gradient, values, weights, mean, factor, scale, bias):
-    """As ``normalized_aggregation._xla_backward``."""
-    values_gradient, weights_gradient, sums = aggregation_backward(
-        gradient, values, weights, mean, factor, scale, bias
-    )
-    gradients = group_norm_backward(weights, weights_gradient, mean, factor, scale, sums)
-    return values_gradient, *gradients
 
 
 def aggregation_backward(gradient, values, weights, mean, factor, scale, bias):
@@ -147,9 +204,8 @@ def group_norm_backward(weights, gradient, mean, factor, scale, sums):
     return raw_gradient, scale_gradient, bias_gradient
 
 
-@_over_pictures()
 def statistics(weights, epsilon):
-    """As ``normalized_aggregation._xla_statistics``, in float32."""
+    """As ``normalized_aggregation.group_statistics``, in float32."""
     n, _, _, groups, taps, channels = weights.shape
     statistic = jax.ShapeDtypeStruct((n, groups, 1, channels), jnp.float32)
     return tuple(
@@ -167,11 +223,19 @@ def statistics(weights, epsilon):
 
 def aggregation_tile(kernel, values, weights):
     """The tile that ``kernel`` works in for these shapes."""
+    return choose_tile(kernel.fn.__name__, *_shape(values, weights))
+
+
+def picture_tile(kernel, values, weights):
+    """As ``aggregation_tile``, for a kernel of ``picture_kernels``; None if it should not run."""
+    return choose_picture_tile(kernel.fn.__name__, *_shape(values, weights))
+
+
+def _shape(values, weights):
+    """What a tile is chosen by."""
     _, h, w, groups, taps, channels = weights.shape
     share = values.shape[-1] // (groups * channels)
-    return choose_tile(
-        kernel.fn.__name__, weights.dtype.itemsize, h, w, groups, share, channels, taps
-    )
+    return weights.dtype.itemsize, h, w, groups, share, channels, taps
 
 
 def norm_tile(kernel, weights):
@@ -203,6 +267,31 @@ def _aggregate(kernel, values, weights, operands, outputs):
         ROWS=tile.rows,
         BLOCK=tile.block,
         PREFETCH=tile.prefetch,
+    )
+
+
+def _normalize_and_aggregate(kernel, tile, values, weights, operands, outputs, **constants):
+    """Calls a kernel of ``picture_kernels``."""
+    n, h, w, groups, taps, channels = weights.shape
+    return _call(
+        kernel,
+        n * groups * math.ceil(channels / tile.slice),
+        tile.warps,
+        operands,
+        outputs,
+        H=h,
+        W=w,
+        G=groups,
+        SHARE=values.shape[-1] // (groups * channels),
+        CW=channels,
+        K=math.isqrt(taps),
+        PARTS=tile.parts,
+        SLICE=tile.slice,
+        PADDED=tile.padded,
+        BLOCK=tile.block(w),
+        AHEAD=tile.ahead,
+        PREFETCH=tile.prefetch,
+        **constants,
     )
 
 

@@ -116,7 +116,6 @@ def group_norm_backward(
     exists = lane < STEP
     parameter = lane % WC
     statistic = parameter // (TAPS * CW) * CW + parameter % CW
-    scale = tl.load(scale_ptr + parameter)
     scale_gradient = tl.zeros((BLOCK,), tl.float32)
     bias_gradient = tl.zeros((BLOCK,), tl.float32)
     for i in range(PICTURES):
@@ -127,7 +126,9 @@ def group_norm_backward(
         mean = tl.load(mean_ptr + index, there, 0.0)
         factor = tl.load(factor_ptr + index, there, 0.0)
         constant = tl.load(sums_ptr + index, there, 0.0) / COUNT
-        slope = tl.load(sums_ptr + N * G * CW + index, there, 0.0) * factor / COUNT
+        slope = tl.load(sums_ptr + N * G * CW + index, there, 0.0) * factor * factor / COUNT
+        multiplier = tl.load(scale_ptr + parameter) * factor
+        product = tl.zeros((BLOCK,), tl.float32)
         first = (program % PIECES) * STEPS
         start = picture.to(tl.int64) * LENGTH
         for step in range((STEPS + AHEAD - 1) // AHEAD):
@@ -141,12 +142,13 @@ def group_norm_backward(
             for j in tl.static_range(AHEAD):
                 offset = (first + step * AHEAD + j) * STEP + lane
                 mask = there & (offset < LENGTH) & (step * AHEAD + j < STEPS)
-                normal = (weights[j].to(tl.float32) - mean) * factor
+                difference = weights[j].to(tl.float32) - mean
                 gradient = gradients[j].to(tl.float32)
                 bias_gradient += gradient
-                scale_gradient += gradient * normal
-                raw = gradient * (scale * factor) - constant - slope * normal
+                product += gradient * difference
+                raw = gradient * multiplier - constant - slope * difference
                 tl.store(raw_dw_ptr + start + offset, raw.to(raw_dw_ptr.dtype.element_ty), mask)
+        scale_gradient += product * factor
     parameter = tl.arange(0, triton.next_power_of_2(WC))
     parameters = parameters_ptr + program * WC + parameter
     scale_gradient = _fold(scale_gradient, parameter, WC, STEP)

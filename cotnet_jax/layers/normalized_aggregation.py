@@ -73,9 +73,11 @@ def _aggregate(implementation, epsilon, *operands):
 
 
 def _aggregate_fwd(implementation, epsilon, values, raw, scale, bias):
-    operands = (values, raw, *group_statistics(implementation, epsilon, raw), scale, bias)
-    y = dispatch(implementation, "normalized_forward", _xla_forward, *operands)
-    return y, operands
+    operands = (values, raw, scale, bias)
+    y, mean, factor = dispatch(
+        implementation, "normalized_forward", _xla_forward, *operands, epsilon=epsilon
+    )
+    return y, (values, raw, mean, factor, scale, bias)
 
 
 def _aggregate_bwd(implementation, epsilon, residuals, gradient):
@@ -87,10 +89,10 @@ _aggregate.defvjp(_aggregate_fwd, _aggregate_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _activated(implementation, epsilon, values, raw, scale, bias, output_scale, output_shift):
-    statistics = group_statistics(implementation, epsilon, raw)
-    operands = (values, raw, *statistics, scale, bias, output_scale, output_shift)
-    return dispatch(implementation, "activated_forward", _xla_activated_forward, *operands)
+def _activated(implementation, epsilon, *operands):
+    return dispatch(
+        implementation, "activated_forward", _xla_activated_forward, *operands, epsilon=epsilon
+    )
 
 
 def _activated_fwd(implementation, epsilon, *operands):
@@ -108,9 +110,14 @@ def _activated_bwd(implementation, epsilon, operands, gradient):
 _activated.defvjp(_activated_fwd, _activated_bwd)
 
 
-def group_statistics(implementation, epsilon, raw):
-    """Mean and 1 / standard deviation of every group, [N, G, 1, Cw]."""
-    return dispatch(implementation, "statistics", _xla_statistics, raw, epsilon=epsilon)
+def group_statistics(raw, epsilon):
+    """Mean and 1 / sqrt(variance + epsilon) of every group, [N, G, 1, Cw], in at least float32."""
+    raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
+    axes = (1, 2, 4)
+    mean, mean_of_squares = raw.mean(axes), jnp.square(raw).mean(axes)
+    # Rounding may leave a tiny negative variance where all weights are equal.
+    variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
+    return mean[:, :, None], lax.rsqrt(variance + epsilon)[:, :, None]
 
 
 def _per_pixel(array):
@@ -122,26 +129,19 @@ def _activate(y, output_scale, output_shift):
     return jax.nn.silu(output_scale * y + output_shift).astype(y.dtype)
 
 
-def _xla_statistics(raw, epsilon):
-    raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
-    axes = (1, 2, 4)
-    mean, mean_of_squares = raw.mean(axes), jnp.square(raw).mean(axes)
-    # Rounding may leave a tiny negative variance where all weights are equal.
-    variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
-    return mean[:, :, None], lax.rsqrt(variance + epsilon)[:, :, None]
-
-
 def normalize(raw, mean, factor, scale, bias):
     a = scale * factor
     return (raw * _per_pixel(a) + _per_pixel(bias - mean * a)).astype(raw.dtype)
 
 
-def _xla_forward(values, raw, *normalization):
-    return xla_forward(values, normalize(raw, *normalization))
+def _xla_forward(values, raw, scale, bias, epsilon):
+    """The aggregation, and mean and factor as ``group_statistics`` gives them."""
+    mean, factor = group_statistics(raw, epsilon)
+    return xla_forward(values, normalize(raw, mean, factor, scale, bias)), mean, factor
 
 
-def _xla_activated_forward(values, raw, mean, factor, scale, bias, output_scale, output_shift):
-    y = _xla_forward(values, raw, mean, factor, scale, bias)
+def _xla_activated_forward(values, raw, scale, bias, output_scale, output_shift, epsilon):
+    y, _, _ = _xla_forward(values, raw, scale, bias, epsilon)
     return _activate(y, output_scale, output_shift)
 
 
