@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import os
+import time
 
 import ml_collections
 import numpy as np
@@ -76,6 +78,31 @@ def test_worker_processes_change_nothing(config, workers):
     whole = take(config, 12)
     config.data.num_workers = workers
     assert_same(take(config, 7, 5), whole[5:])
+
+
+class NeedsTwoProcesses:
+    """A source that gives nothing before two processes have asked."""
+
+    num_classes, class_names = 1, ("noise",)
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        (self._folder / str(os.getpid())).touch()
+        end = time.monotonic() + 30
+        while len(list(self._folder.iterdir())) < 2:
+            assert time.monotonic() < end, "the second worker did not start"
+            time.sleep(0.01)
+        return {"image": np.zeros((16, 16, 3), np.uint8), "label": 0, "file_name": ""}
+
+
+def test_workers_start_together(config, tmp_path):
+    config.data.num_workers = 2
+    assert take(config, 1, source=NeedsTwoProcesses(tmp_path))
 
 
 @pytest.mark.parametrize("process_count", [2, 3, 8])

@@ -270,6 +270,7 @@ def _batches(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=parts_ahead),
             worker_init_fn=worker_processes.end_with_main_process,
         )
+        parts = worker_processes.StartTogether(parts)
     batches = parts.batch(rows // part, drop_remainder=True, batch_fn=_join)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=data.prefetch)
 

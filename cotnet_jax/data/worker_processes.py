@@ -15,14 +15,29 @@ class WorkerLostError(RuntimeError):
     """A worker process ended by itself; says what to do."""
 
 
+class StartTogether(grain.IterDataset):
+    """A dataset with workers (``mp_prefetch``), which start all at once.
+
+    Grain starts a worker when it first needs it, so that each waits until the one before has
+    imported everything and made its first element.
+    """
+
+    def __iter__(self) -> grain.DatasetIterator:
+        iterator = iter(self._parent)
+        # The state asks for the workers' own iterators, which are made then.
+        iterator.get_state()
+        iterator.start_prefetch()
+        return iterator
+
+
 def read(dataset: grain.IterDataset) -> Iterator[Any]:
     """Yields from a dataset that ends in a ``ThreadPrefetchIterDataset``; close() ends its workers.
 
     Raises:
       WorkerLostError: a worker was killed.
     """
-    iterator = iter(dataset)
     with _sheltered_from_signals():
+        iterator = iter(dataset)
         iterator.start_prefetch()
     try:
         yield from iterator
