@@ -74,6 +74,19 @@ def fill(sets, seed=0):
     return [make(key) for key in jax.random.split(jax.random.key(seed), len(sets))]
 
 
+def on_poisoned_memory(function, operands):
+    """The function's results, and how many of them lie where there was NaN just before.
+
+    It is compiled to give its results in the memory of arrays of NaN that it takes.
+    """
+    into = jax.jit(lambda poison, operands: function(*operands), donate_argnums=0, keep_unused=True)
+    shapes = jax.eval_shape(function, *operands)
+    poison = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), shapes)
+    addresses = {a.unsafe_buffer_pointer() for a in jax.tree.leaves(poison)}
+    results = jax.block_until_ready(into(poison, operands))
+    return results, sum(a.unsafe_buffer_pointer() in addresses for a in jax.tree.leaves(results))
+
+
 def compile_repeated(call, sets):
     """Compiles one program that calls once with every set of operands, one after the other.
 
@@ -229,12 +242,7 @@ def benchmark_aggregation(batch, dtype, shapes, implementations):
             part = {"forward": slice(1), "backward": slice(1, 3), "both": slice(3)}[direction]
             for form, implementation in variants:
                 call = forms(implementation)[form, direction]
-                program = jax.jit(call).lower(*sets[0]).compile()
-                # Memory that the result is likely to take is full of NaN.
-                poison = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), program(*sets[0]))
-                jax.block_until_ready(poison)
-                del poison
-                output = program(*sets[0])
+                output, _ = on_poisoned_memory(call, sets[0])
                 output = (output,) if direction == "forward" else output
                 error = relative_error(output[:3], expected[part])
                 seconds = time_repeated(compile_repeated(call, sets), sets)

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cotnet_jax.benchmark import on_poisoned_memory
 from cotnet_jax.layers import aggregation_dispatch, pooling
 from cotnet_jax.layers.aggregation import local_aggregation
 from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
@@ -161,15 +162,6 @@ def make_operands(pictures, shape, dtype, seed=0):
     return [a.astype(dtype) if a.ndim > 3 else a for a in arrays]
 
 
-def on_poisoned_memory(program, operands):
-    """The program's results, and how many of them lie where there was NaN just before."""
-    poison = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), program(*operands))
-    addresses = {a.unsafe_buffer_pointer() for a in jax.block_until_ready(poison)}
-    del poison
-    results = jax.block_until_ready(program(*operands))
-    return results, sum(a.unsafe_buffer_pointer() in addresses for a in results)
-
-
 def check_shapes(names, sizes) -> bool:
     """Prints the errors of all operations at all shapes; whether all are within tolerance."""
     shapes = sorted(set().union(*(aggregation_shapes(n, s) for n in names for s in sizes)))
@@ -187,7 +179,7 @@ def check_shapes(names, sizes) -> bool:
                 }
             for name, function in operations("triton").items():
                 device = [jnp.asarray(a) for a in select(name, operands)]
-                results, poisoned = on_poisoned_memory(jax.jit(function), device)
+                results, poisoned = on_poisoned_memory(function, device)
                 errors = [difference(a, b) for a, b in zip(results, exact[name], strict=True)]
                 worst[dtype] = max(worst[dtype], *errors, key=lambda e: (np.isnan(e), e))
                 h, w, groups, _, channels = shape
