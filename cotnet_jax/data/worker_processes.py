@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -76,6 +77,8 @@ def _sheltered_from_signals() -> Iterator[None]:
     Schedulers and terminals send these to all processes of a run. The main process decides what
     follows, and needs its workers until it has.
     """
+    # Started later, by the first queue, it would let the signals through again.
+    resource_tracker.ensure_running()
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         yield
