@@ -1,4 +1,4 @@
-"""Tiles measured by ``python -m cotnet_jax.tune_aggregation``, which writes this file.
+"""Tiles as measured on a GPU; ``python -m cotnet_jax.tune_aggregation`` rewrites this file.
 
 By kernel: (bytes of a weight, H, W, groups, share, weight channels) -> the fields of ``Tile``. The
 kernels of the normalisation have no share, and the fields of ``NormTile``; those that do both have

@@ -10,10 +10,11 @@ MEASURED_AS = {
     "activated_forward": "normalized_forward",
     "picture_activated_forward": "picture_forward",
 }
-# Kernels that normalise too, and those that do the same together with one of the normalisation.
+# Kernels that normalise and aggregate, and the two that do the same one after the other: the one
+# that aggregates, and one of the normalisation.
 IN_PLACE_OF = {
-    "picture_forward": "normalized_forward",
-    "picture_backward": "normalized_backward",
+    "picture_forward": ("normalized_forward", "statistics"),
+    "picture_backward": ("normalized_backward", "group_norm_backward"),
 }
 # Of a program that works in all columns of a picture.
 LARGEST_WARPS = 16
@@ -122,18 +123,16 @@ def choose_picture_tile(
     after the other, are faster, or were at the nearest shape that was measured."""
     kernel = MEASURED_AS.get(kernel, kernel)
     key = (itemsize, h, w, groups, share, channels)
-    nearest = _nearest(IN_PLACE_OF[kernel], key)
+    nearest = _nearest(IN_PLACE_OF[kernel][0], key)
     if taps != 9 or nearest not in TABLE[kernel]:
         return None
     tile = PictureTile(*TABLE[kernel][nearest])
     if nearest == key:
         return tile
     lanes = tile.block(nearest[2]) // tile.warps
-    tile = dataclasses.replace(
-        tile,
-        parts=_parts(kernel, tile.parts, tile.block(w), share, channels),
-        slice=min(tile.slice, channels),
-    )
+    tile = dataclasses.replace(tile, slice=min(tile.slice, channels))
+    parts = _parts(kernel, tile.parts, tile.block(w), share, tile.padded)
+    tile = dataclasses.replace(tile, parts=parts)
     tile = dataclasses.replace(tile, warps=max(1, tile.block(w) // lanes))
     return tile if tile.warps <= LARGEST_WARPS else None
 
