@@ -49,7 +49,8 @@ def input_sets(kernel, batch, size, groups, width, dtype):
         "aggregation_backward": backward,
         "statistics": [weights],
         "group_norm_backward": [
-            *(weights, weights, groups_shape, groups_shape, taps, (2, batch, groups, channels))
+            *(weights, weights, groups_shape, groups_shape, taps),
+            (2, batch, size, groups, channels),
         ],
         "picture_forward": [values, weights, taps, taps],
         "picture_backward": backward,

@@ -51,6 +51,8 @@ CALLS = {
     "normalized_backward": "aggregation_backward",
 }
 EPSILON = 1e-5
+# Bytes of shared memory of a program that any GPU has.
+LARGEST_SHARED = 48 * 1024
 # A program's share of a larger picture does not stay in the cache.
 LARGEST_PICTURE = 28
 # Candidates that a worker compiles and measures at a time.
@@ -60,17 +62,19 @@ BUNDLE = 12
 def candidates(kernel: str, size: int, groups: int, channels: int, itemsize: int):
     """Tiles worth a measurement for a picture of ``size`` and ``channels`` weight channels."""
     if kernel in NORMALIZATIONS:
-        return _norm_tiles(kernel, groups, channels)
+        return _norm_tiles(kernel, groups, channels, itemsize)
     if kernel in IN_PLACE_OF:
         return _picture_tiles(kernel, size, channels, itemsize)
     return _tiles(kernel, size, channels, itemsize)
 
 
-def _norm_tiles(kernel, groups, channels):
-    blocks = ((1024, 4), (2048, 4), (2048, 8), (4096, 8), (4096, 16))
-    for (block, warps), ahead in itertools.product(blocks, (1, 2, 4)):
-        if block >= smallest_block(kernel, groups, channels, 9):
-            yield NormTile(block, warps, ahead)
+def _norm_tiles(kernel, groups, channels, itemsize):
+    smallest = smallest_block(kernel, groups, channels, 9)
+    for block, each, stages in itertools.product((512, 1024, 2048, 4096), (8, 16, 32), (2, 3, 4)):
+        warps = block // (32 * each)
+        shared = (stages - 1) * block * itemsize * (2 if kernel == "group_norm_backward" else 1)
+        if block >= smallest and 1 <= warps <= LARGEST_WARPS and shared <= LARGEST_SHARED:
+            yield NormTile(block, warps, stages)
 
 
 def _picture_tiles(kernel, size, channels, itemsize):
@@ -97,10 +101,12 @@ def _tiles(kernel, size, channels, itemsize):
         ahead = (False,) if kernel == "forward" else (False, True)
     # Small pictures make few programs: these may be smaller too.
     warps = (1, 2) if size < 14 else (1, 2, 4)
-    for (parts, each), r, w, prefetch in itertools.product(shapes, rows[-3:], warps, ahead):
+    reload = (False, True) if kernel == "normalized_forward" else (False,)
+    each_of = itertools.product(shapes, rows[-3:], warps, ahead, reload)
+    for (parts, each), r, w, prefetch, again in each_of:
         block = 32 * w * each
         if each * itemsize <= 16 and possible_parts(kernel, parts, block, SHARE, channels):
-            yield Tile(parts, r, block, w, prefetch)
+            yield Tile(parts, r, block, w, prefetch, again)
 
 
 def table_key(kernel: str, itemsize: int, size: int, groups: int, channels: int) -> tuple:

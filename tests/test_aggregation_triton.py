@@ -14,7 +14,7 @@ import triton_interpreter  # noqa: F401  (first, or nothing interprets; may skip
 from jax.sharding import PartitionSpec as P
 from test_aggregation import loops
 
-from cotnet_jax import tune_aggregation
+from cotnet_jax import check_memory, tune_aggregation
 from cotnet_jax.layers import (
     aggregation,
     aggregation_dispatch,
@@ -54,7 +54,7 @@ def use_tile(monkeypatch):
 
     def use(parts, rows, block, prefetch):
         def choose(kernel, itemsize, h, w, groups, share, channels, taps):
-            return Tile(parts, min(rows, h), block, 4, prefetch)
+            return Tile(parts, min(rows, h), block, 4, prefetch, reload=not prefetch)
 
         monkeypatch.setattr(aggregation_triton, "choose_tile", choose)
         monkeypatch.setattr(aggregation_triton, "choose_picture_tile", lambda *_: None)
@@ -158,6 +158,29 @@ def test_normalized_aggregation_matches_its_composition(
 def test_normalized_aggregation_in_one_kernel(shape, tile, activated, monkeypatch):
     monkeypatch.setattr(aggregation_triton, "choose_picture_tile", lambda *_: PictureTile(*tile))
     check_normalized(shape, "triton", activated)
+
+
+KERNELS = (
+    *("forward", "normalized_forward", "activated_forward", "backward"),
+    *("normalized_backward", "statistics", "group_norm_backward"),
+    *("picture_forward", "picture_activated_forward", "picture_backward"),
+)
+
+
+def test_the_memory_check_runs_every_kernel(monkeypatch):
+    called = set()
+    call = aggregation_triton._call
+
+    def note(kernel, *arguments, **constants):
+        called.add((kernel.fn.__name__, constants.get("RELOAD")))
+        return call(kernel, *arguments, **constants)
+
+    monkeypatch.setattr(aggregation_triton, "_call", note)
+    tile = PictureTile(1, 2, 1, 1, False)
+    monkeypatch.setattr(check_memory, "SHAPES", [((2, 3, 1, 2, 16), tile)])
+    check_memory.run_kernels()
+    assert {name for name, _ in called} == set(KERNELS)
+    assert {reload for name, reload in called if name == "activated_forward"} == {False, True}
 
 
 @pytest.mark.parametrize(("groups", "channels"), [(1, 4), (1, 3), (2, 4), (2, 3)])
@@ -377,8 +400,8 @@ from cotnet_jax.layers import aggregation_kernels, group_norm_kernels, picture_k
 MODULES = (aggregation_kernels, group_norm_kernels, picture_kernels)
 SHORT = {"x_ptr", "y_ptr", "w_ptr", "dx_ptr", "dy_ptr", "dw_ptr", "raw_dw_ptr"}
 sizes = dict(COLUMNS=28, H=14, W=14, G=2, SHARE=8, CW=24, K=3, TAPS=9, PARTS=1, ROWS=7, N=2,
-             PICTURES=1, PIECES=2, RUN=216, AHEAD=2, BLOCK=512, PREFETCH=False, EPSILON=1e-5,
-             SLICE=24, PADDED=32)
+             PICTURES=1, PIECES=2, LINES=28, RUN=216, AHEAD=2, STAGES=3, BLOCK=512, PREFETCH=False,
+             RELOAD=True, EPSILON=1e-5, SLICE=24, PADDED=32)
 for name in sys.argv[1:]:
     (kernel,) = (getattr(module, name) for module in MODULES if hasattr(module, name))
     for capability, dtype in ((80, "fp32"), (90, "bf16")):
@@ -396,14 +419,7 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        *("forward", "backward", "normalized_forward", "activated_forward"),
-        *("normalized_backward", "statistics", "group_norm_backward"),
-        *("picture_forward", "picture_activated_forward", "picture_backward"),
-    ],
-)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_lower_to_ptx(kernel, tmp_path):
     # Another process, because this one's Triton interprets.
     result = subprocess.run(

@@ -54,7 +54,7 @@ def near_columns(column, inside, W, K: tl.constexpr):
 
 
 @triton.jit
-def _statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW):
+def load_statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW):
     """Mean and factor [N, G, CW] float32 of each lane's group of weights."""
     index = (picture.to(tl.int64) * G + group) * CW + channel
     mean = tl.load(mean_ptr + index, inside, 0.0)
@@ -99,6 +99,8 @@ def _load_forward(x, w, near, inside, r, first, last, H, W, C, WC, CW, STEP, U, 
 def walk_forward(
     x_ptr,
     w_ptr,
+    scale_ptr,
+    bias_ptr,
     output_scale_ptr,
     output_shift_ptr,
     y_ptr,
@@ -106,9 +108,10 @@ def walk_forward(
     near,
     inside,
     x_channel,
-    w_channel,
-    factors,
-    summands,
+    group,
+    channel,
+    mean,
+    factor,
     first,
     last,
     H: tl.constexpr,
@@ -122,24 +125,34 @@ def walk_forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PREFETCH: tl.constexpr,
+    RELOAD: tl.constexpr,
     NORMALIZE: tl.constexpr,
     ACTIVATE: tl.constexpr,
 ):
     """Rows ``first`` to ``last`` of y, for lanes whose pixel in row 0 is ``pixel``.
 
-    A lane has U channels of the values, STEP apart from ``x_channel`` on.
+    A lane has the weight channel ``channel`` of ``group``, whose statistics are ``mean`` and
+    ``factor``, and U channels of the values, STEP apart from ``x_channel`` on. RELOAD: scale and
+    bias are loaded for every row, from the cache, and take no registers between.
     """
     HALF: tl.constexpr = K // 2
     # Pointers to row r of x and w, and to row r - HALF of y, the one that row r completes.
     start = pixel + (first - HALF) * W
     x = x_ptr + start * C + x_channel
-    w = w_ptr + start * WC + w_channel
+    w = w_ptr + start * WC + group * (K * K * CW) + channel
     y = y_ptr + start * C + x_channel - HALF * W * C
     sums = ()
     for _ in tl.static_range(U * (K - 1)):
         sums = sums + (tl.zeros((BLOCK,), tl.float32),)
 
     # fmt: off
+    if RELOAD:
+        scale = scale_ptr + group * (K * K * CW) + channel
+        bias = bias_ptr + group * (K * K * CW) + channel
+        shift = mean * factor
+    elif NORMALIZE:
+        factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW,
+                                   K * K)
     if PREFETCH:
         loaded = _load_forward(x, w, near, inside, first - HALF, first, last, H, W, C, WC, CW,
                                STEP, U, K)
@@ -156,7 +169,12 @@ def walk_forward(
         for slot in tl.static_range(K):
             for j in tl.static_range(K):
                 weight = current[slot * K + j].to(tl.float32)
-                if NORMALIZE:
+                if RELOAD:
+                    offset = ((K - 1 - slot) * K + j) * CW
+                    weight = weight * factor - shift
+                    weight *= tl.load(scale + offset, inside, 0.0)
+                    weight += tl.load(bias + offset, inside, 0.0)
+                elif NORMALIZE:
                     weight *= factors[(K - 1 - slot) * K + j]
                     weight += summands[(K - 1 - slot) * K + j]
                 weights = weights + (weight,)
@@ -212,6 +230,7 @@ def _forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PREFETCH: tl.constexpr,
+    RELOAD: tl.constexpr,
     NORMALIZE: tl.constexpr,
     ACTIVATE: tl.constexpr,
 ):
@@ -219,19 +238,16 @@ def _forward(
     pixel, column, picture, group, part, channel, inside = _lanes(
         tile, COLUMNS, H, W, G, PARTS, CW, BLOCK
     )
-    factors = ()
-    summands = ()
+    mean = 0.0
+    factor = 0.0
     # fmt: off
     if NORMALIZE:
-        mean, factor = _statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW)
-        factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW,
-                                   K * K)
-    walk_forward(x_ptr, w_ptr, output_scale_ptr, output_shift_ptr, y_ptr, pixel,
-                 near_columns(column, inside, W, K), inside,
-                 group * (SHARE * CW) + part * CW + channel, group * (K * K * CW) + channel,
-                 factors, summands, first, tl.minimum(first + ROWS, H), H, W, G * SHARE * CW,
-                 G * K * K * CW, CW, K, PARTS * CW, SHARE // PARTS, ROWS, BLOCK, PREFETCH,
-                 NORMALIZE, ACTIVATE)
+        mean, factor = load_statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW)
+    walk_forward(x_ptr, w_ptr, scale_ptr, bias_ptr, output_scale_ptr, output_shift_ptr, y_ptr,
+                 pixel, near_columns(column, inside, W, K), inside,
+                 group * (SHARE * CW) + part * CW + channel, group, channel, mean, factor, first,
+                 tl.minimum(first + ROWS, H), H, W, G * SHARE * CW, G * K * K * CW, CW, K,
+                 PARTS * CW, SHARE // PARTS, ROWS, BLOCK, PREFETCH, RELOAD, NORMALIZE, ACTIVATE)
     # fmt: on
 
 
@@ -255,7 +271,7 @@ def forward(
     """y from x and w."""
     # fmt: off
     _forward(x_ptr, w_ptr, None, None, None, None, None, None, y_ptr, COLUMNS, H, W, G, SHARE, CW,
-             K, PARTS, ROWS, BLOCK, PREFETCH, False, False)
+             K, PARTS, ROWS, BLOCK, PREFETCH, False, False, False)
     # fmt: on
 
 
@@ -279,11 +295,12 @@ def normalized_forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PREFETCH: tl.constexpr,
+    RELOAD: tl.constexpr,
 ):
     """y from x and normalised weights, (w - mean) * factor * scale + bias."""
     # fmt: off
     _forward(x_ptr, w_ptr, mean_ptr, factor_ptr, scale_ptr, bias_ptr, None, None, y_ptr, COLUMNS, H,
-             W, G, SHARE, CW, K, PARTS, ROWS, BLOCK, PREFETCH, True, False)
+             W, G, SHARE, CW, K, PARTS, ROWS, BLOCK, PREFETCH, RELOAD, True, False)
     # fmt: on
 
 
@@ -309,12 +326,13 @@ def activated_forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PREFETCH: tl.constexpr,
+    RELOAD: tl.constexpr,
 ):
     """SiLU(output_scale * y + output_shift) of ``normalized_forward``'s y; both [C] float32."""
     # fmt: off
     _forward(x_ptr, w_ptr, mean_ptr, factor_ptr, scale_ptr, bias_ptr, output_scale_ptr,
              output_shift_ptr, y_ptr, COLUMNS, H, W, G, SHARE, CW, K, PARTS, ROWS, BLOCK,
-             PREFETCH, True, True)
+             PREFETCH, RELOAD, True, True)
     # fmt: on
 
 
@@ -541,7 +559,7 @@ def _backward(
     summands = ()
     # fmt: off
     if NORMALIZE:
-        mean, factor = _statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW)
+        mean, factor = load_statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW)
         factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW,
                                    K * K)
     weight_sum, weight_product = walk_backward(
@@ -553,7 +571,7 @@ def _backward(
     if NORMALIZE:
         CHUNKS: tl.constexpr = (H + ROWS - 1) // ROWS
         index = picture.to(tl.int64) * W + column
-        index = ((index * CHUNKS + first // ROWS) * G + group) * PARTS + part
+        index = ((index * CHUNKS + first // ROWS) * PARTS + part) * G + group
         sums = sums_ptr + index * CW + channel
         tl.store(sums, weight_sum, inside)
         tl.store(sums + COLUMNS * CHUNKS * G * PARTS * CW, weight_product, inside)
@@ -612,7 +630,7 @@ def normalized_backward(
     """dx, and dw in respect of the normalised weights, with sums for the normalisation's gradient.
 
     The sums are those of dw * scale * factor, and of that times w - mean, over a lane's rows and
-    taps: [2, N, W, chunks of rows, G, PARTS, CW] float32.
+    taps: [2, N, W, chunks of rows, PARTS, G, CW] float32.
     """
     # fmt: off
     _backward(x_ptr, w_ptr, dy_ptr, mean_ptr, factor_ptr, scale_ptr, bias_ptr, dx_ptr, dw_ptr,

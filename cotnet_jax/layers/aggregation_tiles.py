@@ -30,6 +30,8 @@ class Tile:
       block: lanes of a program times the weight channels in each, a power of two.
       warps: of 32 threads, for these lanes.
       prefetch: load a row while the one before is computed, at the cost of registers.
+      reload: load the normalisation's scale and bias for every row, to save registers; only the
+        forward kernels can.
     """
 
     parts: int
@@ -37,6 +39,7 @@ class Tile:
     block: int
     warps: int
     prefetch: bool
+    reload: bool
 
 
 def choose_tile(
@@ -71,12 +74,12 @@ class NormTile:
     Attributes:
       block: values that are read at a time, a power of two.
       warps: of 32 threads, for these values.
-      ahead: times that it reads before it computes.
+      stages: blocks in shared memory, all but one on their way while it computes.
     """
 
     block: int
     warps: int
-    ahead: int
+    stages: int
 
 
 def choose_norm_tile(
@@ -84,8 +87,11 @@ def choose_norm_tile(
 ) -> NormTile:
     """As ``choose_tile``, for the kernels in ``group_norm_kernels``."""
     tile = NormTile(*TABLE[kernel][_nearest(kernel, (itemsize, h, w, groups, channels))])
-    block = max(tile.block, smallest_block(kernel, groups, channels, taps))
-    return dataclasses.replace(tile, block=block)
+    smallest = smallest_block(kernel, groups, channels, taps)
+    if tile.block < smallest:
+        # Two stages of large blocks still fit into the shared memory.
+        return dataclasses.replace(tile, block=smallest, stages=2)
+    return tile
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,15 +169,15 @@ def aggregate_normalized(values, weights, mean, factor, scale, bias):
 
 def aggregation_backward(gradient, values, weights, mean, factor, scale, bias):
     """Gradients of the values and of the normalised weights dw, and two sums over every group of
-    the latter, of dw * scale * factor and of that times weights - mean, [2, N, G, Cw]."""
+    the latter, of dw * scale * factor and of that times weights - mean, not yet added up over
+    their third axis, [2, N, lines, G, Cw]."""
     kernel = aggregation_kernels.normalized_backward
     tile = aggregation_tile(kernel, values, weights)
     n, h, w, groups, _, channels = weights.shape
-    sums = (2, n, w, math.ceil(h / tile.rows), groups, tile.parts, channels)
+    sums = (2, n, w * math.ceil(h / tile.rows) * tile.parts, groups, channels)
     operands = (values, weights, gradient, mean, factor, scale, bias)
     outputs = [values, weights, jax.ShapeDtypeStruct(sums, jnp.float32)]
-    *gradients, sums = _aggregate(kernel, values, weights, operands, outputs)
-    return *gradients, sums.sum((2, 3, 5))
+    return tuple(_aggregate(kernel, values, weights, operands, outputs))
 
 
 def group_norm_backward(weights, gradient, mean, factor, scale, sums):
@@ -199,6 +199,7 @@ def group_norm_backward(weights, gradient, mean, factor, scale, sums):
         N=n,
         PICTURES=pictures,
         PIECES=pieces,
+        LINES=sums.shape[2],
     )
     scale_gradient, bias_gradient = parameters.sum(1)
     return raw_gradient, scale_gradient, bias_gradient
@@ -250,6 +251,7 @@ def _aggregate(kernel, values, weights, operands, outputs):
     n, h, w, groups, taps, channels = weights.shape
     tile = aggregation_tile(kernel, values, weights)
     lanes = n * w * groups * tile.parts * channels
+    constants = {"RELOAD": tile.reload} if "RELOAD" in kernel.arg_names else {}
     return _call(
         kernel,
         math.ceil(lanes / tile.block) * math.ceil(h / tile.rows),
@@ -267,6 +269,7 @@ def _aggregate(kernel, values, weights, operands, outputs):
         ROWS=tile.rows,
         BLOCK=tile.block,
         PREFETCH=tile.prefetch,
+        **constants,
     )
 
 
@@ -310,7 +313,7 @@ def _normalize(kernel, programs, weights, operands, outputs, **constants):
         CW=channels,
         TAPS=taps,
         BLOCK=tile.block,
-        AHEAD=tile.ahead,
+        STAGES=tile.stages,
         **constants,
     )
 

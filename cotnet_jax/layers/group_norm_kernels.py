@@ -21,13 +21,13 @@ def statistics(
     EPSILON: tl.constexpr,
     BLOCK: tl.constexpr,
     RUN: tl.constexpr,
-    AHEAD: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Mean of w over pixels and taps, and 1 / sqrt(variance + EPSILON).
 
     One program has one picture and group. It reads runs of RUN values without a gap, padded to a
     power of two: CW where the next run follows at once, the pixel's TAPS * CW otherwise. BLOCK
-    values are read at a time, AHEAD times before the first is used.
+    values are read at a time, STAGES - 1 times before the first is used.
     """
     LANES: tl.constexpr = triton.next_power_of_2(RUN)
     CHANNELS: tl.constexpr = triton.next_power_of_2(CW)
@@ -44,17 +44,13 @@ def statistics(
     w = w_ptr + start + row * STRIDE + lane[None, :]
     total = tl.zeros((STEP, LANES), tl.float32)
     square = tl.zeros((STEP, LANES), tl.float32)
-    for step in range((ROWS + STEP * AHEAD - 1) // (STEP * AHEAD)):
-        loaded = ()
-        for i in tl.static_range(AHEAD):
-            mask = (row + (step * AHEAD + i) * STEP < ROWS) & exists[None, :]
-            loaded = loaded + (tl.load(w + i * STEP * STRIDE, mask, 0.0),)
-        for i in tl.static_range(AHEAD):
-            mask = (row + (step * AHEAD + i) * STEP < ROWS) & exists[None, :]
-            difference = tl.where(mask, loaded[i].to(tl.float32) - origin, 0.0)
-            total += difference
-            square += difference * difference
-        w += AHEAD * STEP * STRIDE
+    for step in tl.range(0, (ROWS + STEP - 1) // STEP, num_stages=STAGES):
+        mask = (row + step * STEP < ROWS) & exists[None, :]
+        difference = tl.load(w, mask, 0.0).to(tl.float32) - origin
+        difference = tl.where(mask, difference, 0.0)
+        total += difference
+        square += difference * difference
+        w += STEP * STRIDE
     channel = tl.arange(0, CHANNELS)
     total = _fold(tl.sum(total, 0), channel, CW, RUN)
     square = _fold(tl.sum(square, 0), channel, CW, RUN)
@@ -79,6 +75,20 @@ def _fold(values, index, PERIOD: tl.constexpr, LENGTH: tl.constexpr):
 
 
 @triton.jit
+def _add_lines(sums, there, LINES, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Column sums of [LINES, WIDTH] float32, padded to a power of two."""
+    LANES: tl.constexpr = triton.next_power_of_2(WIDTH)
+    STEP: tl.constexpr = BLOCK // LANES
+    line = tl.arange(0, STEP)[:, None]
+    lane = tl.arange(0, LANES)[None, :]
+    total = tl.zeros((STEP, LANES), tl.float32)
+    for step in range((LINES + STEP - 1) // STEP):
+        mask = there & (step * STEP + line < LINES) & (lane < WIDTH)
+        total += tl.load(sums + (step * STEP + line) * WIDTH + lane, mask, 0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
 def group_norm_backward(
     w_ptr,
     dw_ptr,
@@ -96,15 +106,17 @@ def group_norm_backward(
     TAPS: tl.constexpr,
     PICTURES: tl.constexpr,
     PIECES: tl.constexpr,
+    LINES: tl.constexpr,
     BLOCK: tl.constexpr,
-    AHEAD: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """raw_dw, the gradient of the weights, from dw, that of the normalised ones.
 
-    sums [2, N, G, CW] are, over a group, those of dw * scale * factor and of that times w - mean.
-    The gradients of scale and bias are left in parameters as sums over a program's pixels,
-    [2, programs, G, TAPS, CW] float32. A program has PICTURES pictures, or one of PIECES of a
-    picture. A lane keeps its tap and channel.
+    sums [2, N, LINES, G, CW], added up over the lines, are those of dw * scale * factor over a
+    group and of that times w - mean. The gradients of scale and bias are left in parameters as
+    sums over a program's pixels, [2, programs, G, TAPS, CW] float32. A program has PICTURES
+    pictures, or one of PIECES of a picture. A lane keeps its tap and channel. BLOCK values are read
+    at a time, STAGES - 1 times before the first is used.
     """
     WC: tl.constexpr = G * TAPS * CW
     COUNT: tl.constexpr = H * W * TAPS
@@ -125,29 +137,26 @@ def group_norm_backward(
         index = picture * (G * CW) + statistic
         mean = tl.load(mean_ptr + index, there, 0.0)
         factor = tl.load(factor_ptr + index, there, 0.0)
-        constant = tl.load(sums_ptr + index, there, 0.0) / COUNT
-        slope = tl.load(sums_ptr + N * G * CW + index, there, 0.0) * factor * factor / COUNT
+        sums = sums_ptr + picture.to(tl.int64) * (LINES * G * CW)
+        constant = _add_lines(sums, picture >= 0, LINES, G * CW, BLOCK)
+        constant = tl.gather(constant, statistic, 0) / COUNT
+        sums += N * LINES * G * CW
+        slope = _add_lines(sums, picture >= 0, LINES, G * CW, BLOCK)
+        slope = tl.gather(slope, statistic, 0) * factor * factor / COUNT
         multiplier = tl.load(scale_ptr + parameter) * factor
         product = tl.zeros((BLOCK,), tl.float32)
         first = (program % PIECES) * STEPS
         start = picture.to(tl.int64) * LENGTH
-        for step in range((STEPS + AHEAD - 1) // AHEAD):
-            weights = ()
-            gradients = ()
-            for j in tl.static_range(AHEAD):
-                offset = (first + step * AHEAD + j) * STEP + lane
-                mask = there & (offset < LENGTH) & (step * AHEAD + j < STEPS)
-                weights = weights + (tl.load(w_ptr + start + offset, mask, 0.0),)
-                gradients = gradients + (tl.load(dw_ptr + start + offset, mask, 0.0),)
-            for j in tl.static_range(AHEAD):
-                offset = (first + step * AHEAD + j) * STEP + lane
-                mask = there & (offset < LENGTH) & (step * AHEAD + j < STEPS)
-                difference = weights[j].to(tl.float32) - mean
-                gradient = gradients[j].to(tl.float32)
-                bias_gradient += gradient
-                product += gradient * difference
-                raw = gradient * multiplier - constant - slope * difference
-                tl.store(raw_dw_ptr + start + offset, raw.to(raw_dw_ptr.dtype.element_ty), mask)
+        for step in tl.range(0, STEPS, num_stages=STAGES):
+            offset = (first + step) * STEP + lane
+            mask = there & (offset < LENGTH)
+            weight = tl.load(w_ptr + start + offset, mask, 0.0).to(tl.float32)
+            gradient = tl.load(dw_ptr + start + offset, mask, 0.0).to(tl.float32)
+            difference = weight - mean
+            bias_gradient += gradient
+            product += gradient * difference
+            raw = gradient * multiplier - constant - slope * difference
+            tl.store(raw_dw_ptr + start + offset, raw.to(raw_dw_ptr.dtype.element_ty), mask)
         scale_gradient += product * factor
     parameter = tl.arange(0, triton.next_power_of_2(WC))
     parameters = parameters_ptr + program * WC + parameter

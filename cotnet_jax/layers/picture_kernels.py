@@ -15,6 +15,7 @@ import triton.language as tl
 
 from cotnet_jax.layers.aggregation_kernels import (
     affine,
+    load_statistics,
     near_columns,
     walk_backward,
     walk_forward,
@@ -135,11 +136,11 @@ def _forward(
         one = inside & (column == 0) & (part == 0)
         tl.store(mean_ptr + statistic, mean, one)
         tl.store(factor_ptr + statistic, factor, one)
-    factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW, K * K)
-    walk_forward(x_ptr, w_ptr, output_scale_ptr, output_shift_ptr, y_ptr, pixel,
-                 near_columns(column, inside, W, K), inside,
-                 group * (SHARE * CW) + part * CW + channel, w_channel, factors, summands, 0, H, H,
-                 W, C, WC, CW, K, PARTS * CW, SHARE // PARTS, H, BLOCK, PREFETCH, True, ACTIVATE)
+    walk_forward(x_ptr, w_ptr, scale_ptr, bias_ptr, output_scale_ptr, output_shift_ptr, y_ptr,
+                 pixel, near_columns(column, inside, W, K), inside,
+                 group * (SHARE * CW) + part * CW + channel, group, channel, mean, factor, 0, H, H,
+                 W, C, WC, CW, K, PARTS * CW, SHARE // PARTS, H, BLOCK, PREFETCH, False, True,
+                 ACTIVATE)
     # fmt: on
 
 
@@ -256,9 +257,7 @@ def picture_backward(
         dw = picture * (H * W) + dw_column - above
         dw = dw_ptr + dw * WC + group * (TAPS * CW) + dw_channel
         dw_near = near_columns(dw_column, dw_inside, W, K)
-    statistic = (picture * G + group) * CW + channel
-    mean = tl.load(mean_ptr + statistic, inside, 0.0)
-    factor = tl.load(factor_ptr + statistic, inside, 0.0)
+    mean, factor = load_statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW)
     factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW, TAPS)
     # fmt: off
     total, product = walk_backward(

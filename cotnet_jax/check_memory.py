@@ -1,0 +1,107 @@
+"""Runs every aggregation kernel once on odd small shapes, for NVIDIA's memory checkers.
+
+    XLA_PYTHON_CLIENT_ALLOCATOR=cuda_async compute-sanitizer --tool memcheck --kernel-name kns=ward
+        --kernel-name kns=statistics python -m cotnet_jax.check_memory [--faults]
+
+With this allocator the checker knows where every array ends; with the default one, and with
+"platform", arrays lie in larger pieces, and a write behind one is not noticed. The kernels are
+found by their names: all end in "ward" but "statistics". With ``--faults`` two kernels do wrong
+at the end: ``race_forward`` writes one word of shared memory from all threads, which racecheck
+must report, and ``stray_forward`` writes behind its array, which memcheck must report. Without
+them nothing may be reported.
+"""
+
+import argparse
+import dataclasses
+import sys
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from cotnet_jax.check_kernels import make_operands, operations, select
+from cotnet_jax.layers import aggregation_dispatch
+from cotnet_jax.layers.aggregation_tiles import PictureTile, choose_tile
+
+PICTURES = 2
+# H, W, groups, weight channels, channels; and a tile for programs that have a picture each.
+SHAPES = (
+    ((5, 7, 1, 8, 64), PictureTile(1, 8, 4, 2, False)),
+    ((4, 3, 2, 6, 96), PictureTile(2, 4, 4, 1, True)),
+)
+
+
+def run_kernels() -> None:
+    """All kernels, in bfloat16 and float32."""
+    # Importable only where there is a GPU.
+    from cotnet_jax.layers import aggregation_triton
+
+    for shape, tile in SHAPES:
+        for dtype in ("bfloat16", "float32"):
+            operands = [jnp.asarray(a) for a in make_operands(PICTURES, shape, jnp.dtype(dtype))]
+            for picture_tile, reload in ((tile, False), (None, False), (None, True)):
+
+                def choose(*shape, reload=reload):
+                    return dataclasses.replace(choose_tile(*shape), reload=reload)
+
+                with (
+                    mock.patch.object(
+                        aggregation_triton, "choose_picture_tile", return_value=picture_tile
+                    ),
+                    mock.patch.object(aggregation_triton, "choose_tile", choose),
+                ):
+                    for name, function in operations("triton").items():
+                        jax.block_until_ready(jax.jit(function)(*select(name, operands)))
+                        print(f"{shape} {dtype} {name} {picture_tile}, {reload=}", flush=True)
+
+
+def run_faults() -> None:
+    """Two kernels that a memory checker must report."""
+    import jax_triton
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def race_forward(x_ptr, y_ptr, BLOCK: tl.constexpr):
+        lane = tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + lane)
+        # The sum takes shared memory, whose first word all threads then write.
+        total = tl.sum(x)
+        x = tl.inline_asm_elementwise(
+            "{ .reg .u32 a; mov.u32 a, 0; st.shared.u32 [a], $1; mov.u32 $0, $1; }",
+            "=r,r",
+            [x],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+        tl.store(y_ptr + lane, x + total)
+
+    @triton.jit
+    def stray_forward(x_ptr, y_ptr, BLOCK: tl.constexpr):
+        lane = tl.arange(0, BLOCK)
+        tl.store(y_ptr + lane + BLOCK, tl.load(x_ptr + lane))
+
+    x = jnp.arange(128, dtype=jnp.int32)
+    for kernel in (race_forward, stray_forward):
+        print(f"{kernel.fn.__name__}, to be reported", flush=True)
+        call = jax_triton.triton_call(
+            x, kernel=kernel, out_shape=[x], grid=(1,), num_warps=4, num_stages=1, BLOCK=x.size
+        )
+        jax.block_until_ready(call)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--faults", action="store_true", help="run two kernels that do wrong too")
+    options = parser.parse_args(arguments)
+    if not aggregation_dispatch.kernel_available():
+        needs = f"they need an NVIDIA GPU and {aggregation_dispatch.INSTALL}"
+        parser.exit(1, f"no kernels to check: {needs}\n")
+    run_kernels()
+    if options.faults:
+        run_faults()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
