@@ -248,7 +248,7 @@ def norm_tile(kernel, weights):
 
 
 def _aggregate(kernel, values, weights, operands, outputs):
-    n, h, w, groups, taps, channels = weights.shape
+    n, h, w, groups, _, channels = weights.shape
     tile = aggregation_tile(kernel, values, weights)
     lanes = n * w * groups * tile.parts * channels
     constants = {"RELOAD": tile.reload} if "RELOAD" in kernel.arg_names else {}
@@ -259,12 +259,7 @@ def _aggregate(kernel, values, weights, operands, outputs):
         operands,
         outputs,
         COLUMNS=n * w,
-        H=h,
-        W=w,
-        G=groups,
-        SHARE=values.shape[-1] // (groups * channels),
-        CW=channels,
-        K=math.isqrt(taps),
+        **_sizes(values, weights),
         PARTS=tile.parts,
         ROWS=tile.rows,
         BLOCK=tile.block,
@@ -275,19 +270,14 @@ def _aggregate(kernel, values, weights, operands, outputs):
 
 def _normalize_and_aggregate(kernel, tile, values, weights, operands, outputs, **constants):
     """Calls a kernel of ``picture_kernels``."""
-    n, h, w, groups, taps, channels = weights.shape
+    n, _, w, groups, _, channels = weights.shape
     return _call(
         kernel,
         n * groups * math.ceil(channels / tile.slice),
         tile.warps,
         operands,
         outputs,
-        H=h,
-        W=w,
-        G=groups,
-        SHARE=values.shape[-1] // (groups * channels),
-        CW=channels,
-        K=math.isqrt(taps),
+        **_sizes(values, weights),
         PARTS=tile.parts,
         SLICE=tile.slice,
         PADDED=tile.padded,
@@ -296,6 +286,13 @@ def _normalize_and_aggregate(kernel, tile, values, weights, operands, outputs, *
         PREFETCH=tile.prefetch,
         **constants,
     )
+
+
+def _sizes(values, weights):
+    """What the kernels that aggregate must know of the shapes."""
+    _, h, w, groups, taps, channels = weights.shape
+    share = values.shape[-1] // (groups * channels)
+    return {"H": h, "W": w, "G": groups, "SHARE": share, "CW": channels, "K": math.isqrt(taps)}
 
 
 def _normalize(kernel, programs, weights, operands, outputs, **constants):
