@@ -271,6 +271,13 @@ def check_models(names, size, batch, dtypes, passes) -> bool:
     return good
 
 
+def require_kernels(parser: argparse.ArgumentParser) -> None:
+    """Ends the program where the kernels cannot run."""
+    if not aggregation_dispatch.kernel_available():
+        needs = f"they need an NVIDIA GPU and {aggregation_dispatch.INSTALL}"
+        parser.exit(1, f"no kernels to check: {needs}\n")
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["shapes", "large", "models"])
@@ -281,9 +288,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16", help="by comma")
     parser.add_argument("--passes", default="logits,gradients,smooth", help="by comma")
     options = parser.parse_args(arguments)
-    if not aggregation_dispatch.kernel_available():
-        needs = f"they need an NVIDIA GPU and {aggregation_dispatch.INSTALL}"
-        parser.exit(1, f"no kernels to check: {needs}\n")
+    require_kernels(parser)
     names = options.models.split(",")
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}")
     if options.what == "shapes":

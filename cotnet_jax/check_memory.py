@@ -19,8 +19,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from cotnet_jax.check_kernels import make_operands, operations, select
-from cotnet_jax.layers import aggregation_dispatch
+from cotnet_jax.check_kernels import make_operands, operations, require_kernels, select
 from cotnet_jax.layers.aggregation_tiles import PictureTile, choose_tile
 
 PICTURES = 2
@@ -95,9 +94,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", action="store_true", help="run two kernels that do wrong too")
     options = parser.parse_args(arguments)
-    if not aggregation_dispatch.kernel_available():
-        needs = f"they need an NVIDIA GPU and {aggregation_dispatch.INSTALL}"
-        parser.exit(1, f"no kernels to check: {needs}\n")
+    require_kernels(parser)
     run_kernels()
     if options.faults:
         run_faults()

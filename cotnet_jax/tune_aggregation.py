@@ -73,7 +73,7 @@ def _norm_tiles(kernel, groups, channels, itemsize):
     for block, each, stages in itertools.product((512, 1024, 2048, 4096), (8, 16, 32), (2, 3, 4)):
         warps = block // (32 * each)
         shared = (stages - 1) * block * itemsize * (2 if kernel == "group_norm_backward" else 1)
-        if block >= smallest and 1 <= warps <= LARGEST_WARPS and shared <= LARGEST_SHARED:
+        if block >= smallest and warps >= 1 and shared <= LARGEST_SHARED:
             yield NormTile(block, warps, stages)
 
 
