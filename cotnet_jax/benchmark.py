@@ -52,8 +52,8 @@ def input_sets(kernel, batch, size, groups, width, dtype):
             *(weights, weights, groups_shape, groups_shape, taps),
             (2, batch, size, groups, channels),
         ],
-        "picture_forward": [values, weights, taps, taps],
-        "picture_backward": backward,
+        "team_forward": [values, weights, taps, taps],
+        "team_backward": backward,
         "normalized": [values, weights, taps, taps],
         "normalized_vjp": [values, weights, taps, taps, values],
     }[kernel]

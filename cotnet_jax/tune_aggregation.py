@@ -26,9 +26,8 @@ from cotnet_jax import benchmark
 from cotnet_jax.layers import aggregation_tile_table
 from cotnet_jax.layers.aggregation_tiles import (
     IN_PLACE_OF,
-    LARGEST_WARPS,
     NormTile,
-    PictureTile,
+    TeamTile,
     Tile,
     possible_parts,
     smallest_block,
@@ -51,10 +50,8 @@ CALLS = {
     "normalized_backward": "aggregation_backward",
 }
 EPSILON = 1e-5
-# Bytes of shared memory of a program that any GPU has.
-LARGEST_SHARED = 48 * 1024
-# A program's share of a larger picture does not stay in the cache.
-LARGEST_PICTURE = 28
+# Bytes of shared memory of a program that any GPU has, less what Triton may take besides.
+LARGEST_SHARED = 46 * 1024
 # Candidates that a worker compiles and measures at a time.
 BUNDLE = 12
 
@@ -64,7 +61,7 @@ def candidates(kernel: str, size: int, groups: int, channels: int, itemsize: int
     if kernel in NORMALIZATIONS:
         return _norm_tiles(kernel, groups, channels, itemsize)
     if kernel in IN_PLACE_OF:
-        return _picture_tiles(kernel, size, channels, itemsize)
+        return _team_tiles(kernel, size, groups * channels, channels, itemsize)
     return _tiles(kernel, size, channels, itemsize)
 
 
@@ -77,18 +74,24 @@ def _norm_tiles(kernel, groups, channels, itemsize):
             yield NormTile(block, warps, stages)
 
 
-def _picture_tiles(kernel, size, channels, itemsize):
-    if size > LARGEST_PICTURE:
+def _team_tiles(kernel, size, whole, channels, itemsize):
+    if itemsize != 2:
         return
-    backward = kernel == "picture_backward"
-    slices = [c for c in (6, 8, 12, 16, 24, 32) if channels % c == 0]
-    widths = (1, 2) if backward else (1, 2, 4)
-    for parts, channel, each in itertools.product((1, 2), slices, widths):
-        warps = PictureTile(parts, channel, 1, 1, False).block(size) // (32 * each)
-        if each * itemsize > 8 or not 1 <= warps <= LARGEST_WARPS:
+    slices = [whole, *(c for c in (8, 16, 24, 32) if c < whole and channels % c == 0)]
+    backward = kernel == "team_backward"
+    chunks = range(math.ceil(size / 8), math.ceil(size / 6) + 1)
+    rows = sorted({math.ceil(size / n) for n in chunks} | ({14} & {size} if backward else set()))
+    each_of = itertools.product(slices, rows, ((64, 1), (128, 2)), (False, True))
+    for some, r, (block, warps), prefetch in each_of:
+        members = TeamTile(some, r, block, warps, prefetch, 1).members(size, size)
+        # Small teams waste lanes, and large ones of many slices time.
+        if some < whole and (members > 4 or members * r * block > 1.3 * size * size * some):
             continue
-        for ahead, prefetch in itertools.product((1, 2) if backward else (2, 4), (False, True)):
-            yield PictureTile(parts, channel, warps, ahead, prefetch)
+        # Words that ``team_kernels`` keeps for each lane.
+        words = (r + 2) * 9 if backward else r * 6
+        if 4 * words * block <= LARGEST_SHARED:
+            for resident in (8 // warps, 4 // warps) if backward else (1,):
+                yield TeamTile(some, r, block, warps, prefetch, resident)
 
 
 def _tiles(kernel, size, channels, itemsize):
@@ -128,13 +131,21 @@ def call_in_tile(kernel: str, key: tuple, tile):
 
     function = getattr(aggregation_triton, CALLS.get(kernel, kernel))
     function = getattr(function, "__wrapped__", function)
-    if kernel in ("statistics", "picture_forward"):
+    if kernel in ("statistics", "team_forward"):
         function = functools.partial(function, epsilon=EPSILON)
     if kernel in IN_PLACE_OF:
         return functools.partial(function, tile=tile)
     aggregation_tile_table.TABLE[kernel][key] = tuple(vars(tile).values())
     # A new function each time, so that nothing traced with another tile is used again.
     return functools.partial(function)
+
+
+def fits(tile: TeamTile, size: int) -> bool:
+    """Whether a whole team runs on this GPU at once."""
+    # Importable only where there is a GPU.
+    from cotnet_jax.layers.aggregation_triton import multiprocessors
+
+    return tile.members(size, size) <= multiprocessors()
 
 
 def work(batch: int, bundles: list, compiled, turn, results) -> None:
@@ -146,6 +157,8 @@ def work(batch: int, bundles: list, compiled, turn, results) -> None:
         sets = benchmark.input_sets(name, batch, size, groups, width, DTYPES[itemsize])
         each = {}
         for tile in tiles:
+            if kernel in IN_PLACE_OF and not fits(tile, size):
+                continue
             call = call_in_tile(kernel, job_key(job), tile)
             each[tile] = benchmark.compile_repeated(call, sets)
         programs.append((job, sets, each))

@@ -24,12 +24,11 @@ from cotnet_jax.layers import (
 from cotnet_jax.layers.aggregation import local_aggregation
 from cotnet_jax.layers.aggregation_tiles import (
     IN_PLACE_OF,
-    LARGEST_WARPS,
     NormTile,
-    PictureTile,
+    TeamTile,
     Tile,
     choose_norm_tile,
-    choose_picture_tile,
+    choose_team_tile,
     choose_tile,
     smallest_block,
 )
@@ -57,7 +56,7 @@ def use_tile(monkeypatch):
             return Tile(parts, min(rows, h), block, 4, prefetch, reload=not prefetch)
 
         monkeypatch.setattr(aggregation_triton, "choose_tile", choose)
-        monkeypatch.setattr(aggregation_triton, "choose_picture_tile", lambda *_: None)
+        monkeypatch.setattr(aggregation_triton, "team_tile", lambda *_: None)
 
     return use
 
@@ -113,9 +112,12 @@ def test_kernels_take_short_floats(dtype, use_tile):
     assert_close(got, loops(*(np.asarray(a, np.float64) for a in arrays)), TOLERANCE[dtype])
 
 
-def check_normalized(shape, implementation, activated):
+def check_normalized(shape, implementation, activated, dtype="float32"):
     """Compares the normalised aggregation and its gradients with float64, from its definition."""
     values, raw, gradient, *parameters = inputs(shape)
+    values, raw, gradient = (
+        np.asarray(jnp.asarray(a, dtype), np.float64) for a in (values, raw, gradient)
+    )
     parameters = parameters[: 4 if activated else 2]
     with jax.enable_x64(True):
         operands = [jnp.asarray(a) for a in (values, raw, *parameters)]
@@ -130,9 +132,11 @@ def check_normalized(shape, implementation, activated):
             implementation=implementation,
         )
 
-    arrays = [jnp.asarray(a, jnp.float32) for a in (values, raw, *parameters)]
+    arrays = [jnp.asarray(a, dtype) for a in (values, raw)]
+    arrays += [jnp.asarray(a, jnp.float32) for a in parameters]
     got = with_gradients(call, arrays, jnp.asarray(gradient))
-    assert_close(got, expected, TOLERANCE["float32"])
+    # The gradient of short weights is rounded before and after their normalisation's.
+    assert_close(got, expected, TOLERANCE[dtype] * (1 if dtype == "float32" else 1.5))
 
 
 @pytest.mark.parametrize("activated", [False, True])
@@ -145,25 +149,34 @@ def test_normalized_aggregation_matches_its_composition(
     check_normalized(shape, implementation, activated)
 
 
-@pytest.mark.parametrize("activated", [False, True])
-# Shape as in CASES; parts, slice, warps, ahead, prefetch.
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+# Shape as in CASES; slice, rows, lanes, prefetch; programs on the whole GPU.
 @pytest.mark.parametrize(
-    ("shape", "tile"),
+    ("shape", "tile", "programs"),
     [
-        ((2, 5, 7, 1, 8, 8, 3), (1, 8, 4, 2, False)),
-        ((3, 4, 3, 2, 8, 6, 3), (2, 4, 4, 1, True)),
-        ((1, 7, 2, 2, 4, 3, 3), (4, 3, 4, 2, False)),
+        ((1, 5, 7, 1, 8, 8, 3), (8, 3, 32, False), 9),
+        ((3, 3, 3, 2, 2, 6, 3), (12, 3, 32, True), 4),
+        ((2, 3, 1, 1, 1, 3, 3), (3, 2, 2, False), 0),
+        ((1, 3, 4, 2, 2, 3, 5), (6, 2, 16, True), 99),
+        # Teams of two and of one.
+        ((2, 4, 3, 2, 1, 4, 3), (2, 2, 8, False), 99),
+        ((3, 3, 4, 2, 1, 4, 3), (4, 3, 16, True), 2),
     ],
 )
-def test_normalized_aggregation_in_one_kernel(shape, tile, activated, monkeypatch):
-    monkeypatch.setattr(aggregation_triton, "choose_picture_tile", lambda *_: PictureTile(*tile))
-    check_normalized(shape, "triton", activated)
+def test_normalized_aggregation_by_teams(shape, tile, programs, dtype, monkeypatch):
+    # float16 has the room for one of both forms.
+    activated = dtype == "float16"
+    *sizes, prefetch = tile
+    tile = TeamTile(*sizes, 1, prefetch, resident=programs)
+    monkeypatch.setattr(aggregation_triton, "team_tile", lambda *_: tile)
+    monkeypatch.setattr(aggregation_triton, "multiprocessors", lambda: 1)
+    check_normalized(shape, "triton", activated, dtype)
 
 
 KERNELS = (
     *("forward", "normalized_forward", "activated_forward", "backward"),
     *("normalized_backward", "statistics", "group_norm_backward"),
-    *("picture_forward", "picture_activated_forward", "picture_backward"),
+    *("team_forward", "team_activated_forward", "team_backward"),
 )
 
 
@@ -176,7 +189,8 @@ def test_the_memory_check_runs_every_kernel(monkeypatch):
         return call(kernel, *arguments, **constants)
 
     monkeypatch.setattr(aggregation_triton, "_call", note)
-    tile = PictureTile(1, 2, 1, 1, False)
+    tile = TeamTile(2, 1, 4, 1, False, resident=1)
+    monkeypatch.setattr(aggregation_triton, "multiprocessors", lambda: 1)
     monkeypatch.setattr(check_memory, "SHAPES", [((2, 3, 1, 2, 16), tile)])
     check_memory.run_kernels()
     assert {name for name, _ in called} == set(KERNELS)
@@ -340,27 +354,32 @@ def test_table_has_all_shapes_of_the_models_and_tiles_fit():
             tile = choose_norm_tile(kernel, 2, size, size, groups, channels, taps)
             assert tile.block >= smallest_block(kernel, groups, channels, taps)
         for kernel in IN_PLACE_OF:
-            tile = choose_picture_tile(kernel, 2, size, size, groups, share, channels, taps)
+            shape = (2, size, size, groups, share, channels, taps)
+            tile = choose_team_tile(kernel, 132, *shape)
             if tile is not None:
-                assert share % tile.parts == 0 and tile.block(size) >= 32 * tile.warps
+                members = tile.members(size, size)
+                assert tile.rows <= size and members <= 132
+                assert choose_team_tile(kernel, members, *shape) == tile
+                assert choose_team_tile(kernel, members - 1, *shape) is None
 
 
 def test_one_kernel_does_both_only_where_that_was_faster(monkeypatch):
     table = {kernel: {} for kernel in aggregation_tile_table.TABLE}
     table["normalized_forward"] = {(2, s, s, 1, 8, 512 // s): (1, s, 64, 2, False) for s in (8, 32)}
-    table["picture_forward"] = {(2, 8, 8, 1, 8, 64): (1, 16, 2, 1, False)}
+    table["team_forward"] = {(2, 8, 8, 1, 8, 64): (16, 8, 64, 1, False, 1)}
     monkeypatch.setattr("cotnet_jax.layers.aggregation_tiles.TABLE", table)
 
-    def tile(h, w, channels, taps=9, itemsize=2):
-        kernel = "picture_activated_forward"
-        return choose_picture_tile(kernel, itemsize, h, w, 1, 8, channels, taps)
+    def tile(h, w, channels, taps=9, multiprocessors=16):
+        kernel = "team_activated_forward"
+        return choose_team_tile(kernel, multiprocessors, 2, h, w, 1, 8, channels, taps)
 
-    assert tile(8, 8, 64) == PictureTile(1, 16, 2, 1, False)
+    assert tile(8, 8, 64) == TeamTile(16, 8, 64, 1, False, 1)
     assert tile(32, 32, 16) is None and tile(30, 34, 16) is None
-    assert tile(9, 12, 50) == PictureTile(1, 16, 4, 1, False)
+    assert tile(10, 7, 64) == TeamTile(16, 5, 64, 1, False, 1)
+    assert tile(8, 8, 60) == TeamTile(60, 8, 64, 1, False, 1)
     assert tile(8, 8, 64, taps=25) is None
-    # Too wide for one program.
-    assert tile(1, 16 * 8 * LARGEST_WARPS, 64) is None
+    # A team of eight, on a smaller GPU.
+    assert tile(8, 8, 60, multiprocessors=8) and tile(8, 8, 60, multiprocessors=7) is None
 
 
 def test_tuning_takes_the_fastest_and_one_kernel_where_it_is_faster_than_two():
@@ -376,16 +395,14 @@ def test_tuning_takes_the_fastest_and_one_kernel_where_it_is_faster_than_two():
         assert max(sizes) <= tune_aggregation.BUNDLE
 
     times = {job: {tile: 10.0 + i for i, tile in enumerate(tiles[job])} for job in jobs}
-    times["picture_forward", 2, shape][tiles["picture_forward", 2, shape][2]] = 9.0
-    times["picture_backward", 2, shape] = dict.fromkeys(tiles["picture_backward", 2, shape], 21.0)
+    times["team_forward", 2, shape][tiles["team_forward", 2, shape][2]] = 9.0
+    times["team_backward", 2, shape] = dict.fromkeys(tiles["team_backward", 2, shape], 21.0)
     key = (2, 8, 8, 1, 8, 64)
     table = {kernel: {} for kernel in tune_aggregation.KERNELS}
-    table["picture_backward"][key] = "slower than two now"
+    table["team_backward"][key] = "slower than two now"
     tune_aggregation.choose(table, times)
-    assert table["picture_forward"][key] == tuple(
-        vars(tiles["picture_forward", 2, shape][2]).values()
-    )
-    assert key not in table["picture_backward"]
+    assert table["team_forward"][key] == tuple(vars(tiles["team_forward", 2, shape][2]).values())
+    assert key not in table["team_backward"]
     assert table["forward"][key] == tuple(vars(tiles["forward", 2, shape][0]).values())
     assert table["statistics"][2, 8, 8, 1, 64]
 
@@ -395,20 +412,21 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from cotnet_jax.layers import aggregation_kernels, group_norm_kernels, picture_kernels
+from cotnet_jax.layers import aggregation_kernels, group_norm_kernels, team_kernels
 
-MODULES = (aggregation_kernels, group_norm_kernels, picture_kernels)
+MODULES = (aggregation_kernels, group_norm_kernels, team_kernels)
 SHORT = {"x_ptr", "y_ptr", "w_ptr", "dx_ptr", "dy_ptr", "dw_ptr", "raw_dw_ptr"}
 sizes = dict(COLUMNS=28, H=14, W=14, G=2, SHARE=8, CW=24, K=3, TAPS=9, PARTS=1, ROWS=7, N=2,
-             PICTURES=1, PIECES=2, LINES=28, RUN=216, AHEAD=2, STAGES=3, BLOCK=512, PREFETCH=False,
-             RELOAD=True, EPSILON=1e-5, SLICE=24, PADDED=32)
+             PICTURES=1, PIECES=2, LINES=28, RUN=216, STAGES=3, BLOCK=0, PREFETCH=False,
+             RELOAD=True, EPSILON=1e-5, TEAMS=2, SLICE=48)
 for name in sys.argv[1:]:
     (kernel,) = (getattr(module, name) for module in MODULES if hasattr(module, name))
-    for capability, dtype in ((80, "fp32"), (90, "bf16")):
-        signature = {
-            a: "constexpr" if a in sizes else "*" + (dtype if a in SHORT else "fp32")
-            for a in kernel.arg_names
-        }
+    by_teams = name.startswith("team")
+    sizes["BLOCK"] = 128 if by_teams else 512
+    for capability, dtype in ((80, "fp16" if by_teams else "fp32"), (90, "bf16")):
+        types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(SHORT, "*" + dtype)
+        types |= dict.fromkeys(sizes, "constexpr") | {"arrived_ptr": "*i32"}
+        signature = {a: types[a] for a in kernel.arg_names}
         built = compile(
             ASTSource(kernel, signature, {a: sizes[a] for a in kernel.arg_names if a in sizes}),
             target=GPUTarget("cuda", capability, 32),

@@ -3,8 +3,11 @@
 Importing it sets TRITON_INTERPRET, which must come before triton's first import.
 """
 
+import inspect
 import os
 import sys
+import threading
+import time
 import types
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -15,8 +18,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
+import triton.language as tl  # noqa: F401  (the interpreter looks for it where a kernel's home is)
+from triton.runtime import interpreter
 
-NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
 
 
 class Tensor:
@@ -58,29 +63,122 @@ class Tensor:
         return self.array.strides
 
 
-def launch(kernel, grid, operands, outputs, **sizes):
-    """Runs ``kernel`` on NumPy arrays; outputs are NaN where it writes nothing.
+class Builder(interpreter.InterpreterBuilder):
+    """The interpreter's builder for programs that run side by side, each in a thread, and with the
+    PTX of ``lane_memory``."""
+
+    program = threading.local()
+
+    @property
+    def grid_idx(self):
+        return self.program.index
+
+    @grid_idx.setter
+    def grid_idx(self, index):
+        self.program.index = index
+        # Words that were never stored are NaN in every float.
+        self.program.words = np.full(48 * 1024 // 4, -1, np.int32)
+
+    def create_masked_load(self, ptrs, mask, other, cache_modifier, eviction_policy, is_volatile):
+        if is_volatile:
+            time.sleep(0.001)  # the program waits for others
+        arguments = (ptrs, mask, other, cache_modifier, eviction_policy, is_volatile)
+        return super().create_masked_load(*arguments)
+
+    def create_inline_asm(self, inlineAsm, constraints, values, type, isPure, pack):
+        del constraints, isPure, pack
+        words, (address, *stored) = self.program.words, (v.data for v in values)
+        result = np.zeros_like(address)
+        if ".shared .align" in inlineAsm:
+            assert int(inlineAsm.partition("[")[2].partition("]")[0]) <= words.nbytes
+        elif inlineAsm.startswith("st.shared"):
+            words[address // 4] = stored[0]
+        else:
+            assert inlineAsm.startswith("ld.shared"), inlineAsm
+            result = words[address // 4]
+        handle = interpreter.TensorHandle(result, type[0].scalar)
+        return types.SimpleNamespace(get_result=lambda _: handle)
+
+
+interpreter.interpreter_builder.__class__ = Builder
+rewrite, rewriting = interpreter.InterpretedFunction.rewrite, threading.Lock()
+
+
+def rewrite_one_at_a_time(self):
+    """Python's compiler counts its depth for all threads together."""
+    with rewriting:
+        return rewrite(self)
+
+
+interpreter.InterpretedFunction.rewrite = rewrite_one_at_a_time
+
+
+def run_side_by_side(kernel, grid, arguments, sizes):
+    """Runs all programs of a kernel at the same time, so that they can wait for each other."""
+    builder, function = interpreter.interpreter_builder, kernel.rewrite()
+    threads, errors = [], []
+
+    def run(index, arguments):
+        builder.set_grid_idx(*index)
+        try:
+            function(**arguments)
+        except Exception as error:
+            errors.append(error)
+
+    def start(**arguments):
+        index = builder.grid_idx
+        threads.append(threading.Thread(target=run, args=(index, arguments), daemon=True))
+        if len(threads) == grid[0]:
+            for thread in reversed(threads):
+                thread.start()
+            for thread in threads:
+                thread.join(timeout=120)
+            assert not any(t.is_alive() for t in threads) or errors, "programs wait for ever"
+            if errors:
+                raise errors[0]
+
+    start.__signature__ = inspect.signature(function)
+    start.__annotations__ = function.__annotations__
+    interpreter.GridExecutor(start, kernel.arg_names, grid)(*arguments, **sizes)
+
+
+def poisoned(output, zeroed):
+    """NaN, or what no counter reaches."""
+    value = np.nan if np.issubdtype(np.dtype(output.dtype).type, np.inexact) else -(2**31)
+    value = np.nan if output.dtype == "bfloat16" else value
+    return np.full(output.shape, 0 if zeroed else value, output.dtype)
+
+
+def launch(kernel, grid, operands, outputs, zeroed, **sizes):
+    """Runs ``kernel`` on NumPy arrays; outputs but the ``zeroed`` are NaN where it writes nothing.
 
     Arrays lie between guards, which must stay untouched.
     """
     tensors, guards = [], []
-    for array in (*operands, *(np.full(o.shape, np.nan, o.dtype) for o in outputs)):
+    for array in (*operands, *(poisoned(o, i in zeroed) for i, o in enumerate(outputs))):
         guarded = np.full(array.size + 128, 7, array.dtype)
         guarded[64:-64] = np.asarray(array).ravel()
         guards.append(guarded)
         tensors.append(Tensor(guarded[64:-64].reshape(array.shape)))
-    kernel[grid](*tensors, **sizes)
+    if "arrived_ptr" in kernel.arg_names:
+        run_side_by_side(kernel, grid, tensors, sizes)
+    else:
+        kernel[grid](*tensors, **sizes)
     for guarded in guards:
         assert (guarded[:64] == 7).all() and (guarded[-64:] == 7).all()
     return [tensor.array for tensor in tensors[len(operands) :]]
 
 
-def triton_call(*operands, kernel, out_shape, grid, num_warps, num_stages, name, **sizes):
+def triton_call(
+    *operands, kernel, out_shape, grid, num_warps, num_stages, name, zeroed_outputs=(), **sizes
+):
     """jax_triton.triton_call, by a callback to the host."""
     del num_warps, num_stages, name
 
     def run(*arrays):
-        return launch(kernel, grid, [np.asarray(a) for a in arrays], out_shape, **sizes)
+        return launch(
+            kernel, grid, [np.asarray(a) for a in arrays], out_shape, zeroed_outputs, **sizes
+        )
 
     return jax.pure_callback(run, out_shape, *operands, vmap_method="sequential")
 

@@ -15,6 +15,8 @@ lanes.
 import triton
 import triton.language as tl
 
+from cotnet_jax.layers.lane_memory import get, pack, put, unpack
+
 
 @triton.jit
 def _tile(COLUMNS, H, PER_COLUMN, ROWS, BLOCK, BACKWARDS):
@@ -62,13 +64,26 @@ def load_statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW
 
 
 @triton.jit
-def affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW, TAPS: tl.constexpr):
-    """Factor and summand that normalise a weight, for each tap: the weight less its mean, times
-    factor, times scale, plus bias, both [G, K*K, CW] float32."""
+def _tap_of_slot(near, slot, K: tl.constexpr, TURNED: tl.constexpr):
+    """The tap of a lane's weight, by its row and column as ``weight_slots`` has them."""
+    if TURNED and slot % K != K // 2:
+        turned = slot // K * K + K - 1 - slot % K
+        tap = tl.where(near[K - 1 - slot % K], slot, turned)
+    else:
+        tap = slot
+    return tap
+
+
+@triton.jit
+def affine(
+    mean, factor, scale_ptr, bias_ptr, group, channel, near, inside, CW, K: tl.constexpr, TURNED
+):
+    """Factor and summand that normalise a weight, for each tap or slot: the weight less its mean,
+    times factor, times scale, plus bias, both [G, K*K, CW] float32."""
     factors = ()
     summands = ()
-    for tap in tl.static_range(TAPS):
-        offset = (group * TAPS + tap) * CW + channel
+    for slot in tl.static_range(K * K):
+        offset = (group * (K * K) + _tap_of_slot(near, slot, K, TURNED)) * CW + channel
         a = tl.load(scale_ptr + offset, inside, 0.0) * factor
         factors = factors + (a,)
         summands = summands + (tl.load(bias_ptr + offset, inside, 0.0) - mean * a,)
@@ -76,23 +91,62 @@ def affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW, TAPS: 
 
 
 @triton.jit
-def _load_forward(x, w, near, inside, r, first, last, H, W, C, WC, CW, STEP, U, K: tl.constexpr):
-    """What one step of ``_forward`` reads: weights by row of y and tap column, then values by
-    share and column."""
+def _load_forward(
+    x, w, near, inside, r, first, last, H, W, C, WC, CW, STEP, U, K: tl.constexpr, KEPT
+):
+    """What one step of ``walk_forward`` reads: weights by row of y and tap column, unless they are
+    KEPT, then values by share and column."""
+    HALF: tl.constexpr = K // 2
+    loaded = ()
+    if not KEPT:
+        for slot in tl.static_range(K):
+            # Row r of x is tap row K - 1 - slot of row r - HALF + slot of y.
+            h = r + (slot - HALF)
+            mask = inside & (h >= first) & (h < last)
+            for j in tl.static_range(K):
+                offset = (slot - HALF) * W * WC + ((K - 1 - slot) * K + j) * CW
+                loaded = loaded + (tl.load(w + offset, mask, 0.0),)
+    return loaded + load_values(x, near, r, last, H, C, STEP, U, K)
+
+
+@triton.jit
+def load_values(x, near, r, last, H, C, STEP, U, K: tl.constexpr):
+    """The values at ``x``, in row r, and beside them: by share and column."""
     HALF: tl.constexpr = K // 2
     here = (r >= 0) & (r < H) & (r < last + HALF)
     loaded = ()
-    for slot in tl.static_range(K):
-        # Row r of x is tap row K - 1 - slot of row r - HALF + slot of y.
-        h = r + (slot - HALF)
-        mask = inside & (h >= first) & (h < last)
-        for j in tl.static_range(K):
-            offset = (slot - HALF) * W * WC + ((K - 1 - slot) * K + j) * CW
-            loaded = loaded + (tl.load(w + offset, mask, 0.0),)
     for u in tl.static_range(U):
         for j in tl.static_range(K):
             loaded = loaded + (tl.load(x + (j - HALF) * C + u * STEP, near[j] & here, 0.0),)
     return loaded
+
+
+@triton.jit
+def keep_weights(kept, row, weights, BLOCK: tl.constexpr, K: tl.constexpr):
+    """Keeps the K*K weights of a chunk's row for ``_kept_weights``, two of a tap row in a word."""
+    WORDS: tl.constexpr = (K + 1) // 2
+    at = kept + row * (K * WORDS * BLOCK * 4)
+    for i in tl.static_range(K):
+        for j in tl.static_range(0, K, 2):
+            low = weights[i * K + j]
+            high = weights[i * K + min(j + 1, K - 1)]
+            put(at + (i * WORDS + j // 2) * (BLOCK * 4), pack(low, high))
+
+
+@triton.jit
+def _kept_weights(kept, step, DTYPE: tl.constexpr, ROWS, BLOCK: tl.constexpr, K: tl.constexpr):
+    """As the weights of ``_load_forward``, but those of rows of y outside the chunk are any."""
+    WORDS: tl.constexpr = (K + 1) // 2
+    weights = ()
+    for slot in tl.static_range(K):
+        row = tl.minimum(tl.maximum(step - K + 1 + slot, 0), ROWS - 1)
+        at = kept + (row * K + (K - 1 - slot)) * (WORDS * BLOCK * 4)
+        for j in tl.static_range(0, K, 2):
+            low, high = unpack(get(at + j // 2 * (BLOCK * 4)), DTYPE)
+            weights = weights + (low,)
+            if j + 1 < K:
+                weights = weights + (high,)
+    return weights
 
 
 @triton.jit
@@ -112,6 +166,8 @@ def walk_forward(
     channel,
     mean,
     factor,
+    kept,
+    loaded,
     first,
     last,
     H: tl.constexpr,
@@ -126,6 +182,7 @@ def walk_forward(
     BLOCK: tl.constexpr,
     PREFETCH: tl.constexpr,
     RELOAD: tl.constexpr,
+    KEPT: tl.constexpr,
     NORMALIZE: tl.constexpr,
     ACTIVATE: tl.constexpr,
 ):
@@ -133,7 +190,9 @@ def walk_forward(
 
     A lane has the weight channel ``channel`` of ``group``, whose statistics are ``mean`` and
     ``factor``, and U channels of the values, STEP apart from ``x_channel`` on. RELOAD: scale and
-    bias are loaded for every row, from the cache, and take no registers between.
+    bias are loaded for every row, from the cache, and take no registers between. KEPT: the weights
+    are not loaded but were kept by ``keep_weights`` at ``kept``, and with PREFETCH the first row of
+    values is ``loaded``.
     """
     HALF: tl.constexpr = K // 2
     # Pointers to row r of x and w, and to row r - HALF of y, the one that row r completes.
@@ -151,19 +210,22 @@ def walk_forward(
         bias = bias_ptr + group * (K * K * CW) + channel
         shift = mean * factor
     elif NORMALIZE:
-        factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW,
-                                   K * K)
-    if PREFETCH:
+        factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, near, inside,
+                                   CW, K, False)
+    if PREFETCH and not KEPT:
         loaded = _load_forward(x, w, near, inside, first - HALF, first, last, H, W, C, WC, CW,
-                               STEP, U, K)
+                               STEP, U, K, KEPT)
     for step in range(ROWS + 2 * HALF):
         r = first - HALF + step
         if PREFETCH:
             current = loaded
             loaded = _load_forward(x + W * C, w + W * WC, near, inside, r + 1, first, last, H, W,
-                                   C, WC, CW, STEP, U, K)
+                                   C, WC, CW, STEP, U, K, KEPT)
         else:
-            current = _load_forward(x, w, near, inside, r, first, last, H, W, C, WC, CW, STEP, U, K)
+            current = _load_forward(x, w, near, inside, r, first, last, H, W, C, WC, CW, STEP, U, K,
+                                    KEPT)
+        if KEPT:
+            current = _kept_weights(kept, step, w_ptr.dtype.element_ty, ROWS, BLOCK, K) + current
         # fmt: on
         weights = ()
         for slot in tl.static_range(K):
@@ -245,9 +307,10 @@ def _forward(
         mean, factor = load_statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW)
     walk_forward(x_ptr, w_ptr, scale_ptr, bias_ptr, output_scale_ptr, output_shift_ptr, y_ptr,
                  pixel, near_columns(column, inside, W, K), inside,
-                 group * (SHARE * CW) + part * CW + channel, group, channel, mean, factor, first,
-                 tl.minimum(first + ROWS, H), H, W, G * SHARE * CW, G * K * K * CW, CW, K,
-                 PARTS * CW, SHARE // PARTS, ROWS, BLOCK, PREFETCH, RELOAD, NORMALIZE, ACTIVATE)
+                 group * (SHARE * CW) + part * CW + channel, group, channel, mean, factor, 0, (),
+                 first, tl.minimum(first + ROWS, H), H, W, G * SHARE * CW, G * K * K * CW, CW, K,
+                 PARTS * CW, SHARE // PARTS, ROWS, BLOCK, PREFETCH, RELOAD, False, NORMALIZE,
+                 ACTIVATE)
     # fmt: on
 
 
@@ -337,10 +400,36 @@ def activated_forward(
 
 
 @triton.jit
+def weight_slots(near, inside, WC, CW, K: tl.constexpr, TURNED: tl.constexpr):
+    """For each tap column, how far a lane's weight lies from its own pixel's first, and whether
+    it exists.
+
+    It is a weight of the neighbour that reads the lane's value, at the tap's mirror image. TURNED:
+    where that lies beside the picture, the lane has the weight of its own pixel that looks there,
+    so that all weights of a picture have a lane.
+    """
+    offsets = ()
+    exist = ()
+    for j in tl.static_range(K):
+        offset = (K // 2 - j) * WC + j * CW
+        if not TURNED:
+            offsets = offsets + (offset,)
+            exist = exist + (near[K - 1 - j],)
+        else:
+            exist = exist + (inside,)
+            if j == K // 2:
+                offsets = offsets + (offset,)
+            else:
+                offsets = offsets + (tl.where(near[K - 1 - j], offset, (K - 1 - j) * CW),)
+    return offsets, exist
+
+
+@triton.jit
 def _load_backward(
-    dy, w, x, near, inside, r, first, last, H, C, WC, CW, STEP, WHOLE, U, K: tl.constexpr
-):
-    """What one step of ``_backward`` reads: weights by tap, then for each share K columns of dy
+    dy, w, offsets, exist, x, near, inside, r, first, last, H, C, CW, STEP, WHOLE, U,
+    K: tl.constexpr,
+):  # fmt: skip
+    """What one step of ``walk_backward`` reads: weights by tap, then for each share K columns of dy
     and the new row of x. WHOLE: all weights of the chunk's rows, used for dx or not."""
     HALF: tl.constexpr = K // 2
     here = (r >= 0) & (r < H) & (r < last + HALF)
@@ -351,8 +440,8 @@ def _load_backward(
         if WHOLE:
             used = used | ((r >= first) & (r < last))
         for j in tl.static_range(K):
-            offset = (HALF - j) * WC + (i * K + j) * CW
-            loaded = loaded + (tl.load(w + offset, near[K - 1 - j] & used, 0.0),)
+            offset = offsets[j] + i * (K * CW)
+            loaded = loaded + (tl.load(w + offset, exist[j] & used, 0.0),)
     for u in tl.static_range(U):
         for j in tl.static_range(K):
             offset = (HALF - j) * C + u * STEP
@@ -373,12 +462,15 @@ def walk_backward(
     inside,
     x_channel,
     w_channel,
+    offsets,
+    exist,
     dw_column,
     dw_near,
     dw_inside,
     mean,
     factors,
     summands,
+    kept,
     first,
     last,
     H: tl.constexpr,
@@ -395,12 +487,15 @@ def walk_backward(
     BLOCK: tl.constexpr,
     PREFETCH: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
     """Rows ``first`` to ``last`` of dx and dw, for lanes as in ``walk_forward``.
 
-    With PARTS > 1 the lanes of a weight lie LANES apart, and one in PARTS stores its sum: those
-    at ``dw``, pointers to the row HALF above ``first``, in ``dw_column``. Returns for every lane
-    the sums over its rows and taps of dw * factors, and of that times w - mean.
+    A lane's weights are those of ``weight_slots``. With PARTS > 1 the lanes of a weight lie LANES
+    apart, and one in PARTS stores its sum: those at ``dw``, pointers to the row HALF above
+    ``first``, in ``dw_column``. KEEP: dw is not stored but kept at ``kept``, by row and tap in one
+    word with w. Returns for every lane the sums over its rows and taps of dw * factors, and of that
+    times w - mean.
     """
     # A lane sees its pixel p as a value that its neighbours q read. With dy[q] it has
     # dx[p] = sum w[q, tap] dy[q], and dw[q, tap] = sum over shares of x[p] dy[q]: both gradients
@@ -426,18 +521,18 @@ def walk_backward(
 
     # fmt: off
     if PREFETCH:
-        loaded = _load_backward(dy, w, x, near, inside, first - HALF, first, last, H, C, WC, CW,
-                                STEP, NORMALIZE, U, K)
+        loaded = _load_backward(dy, w, offsets, exist, x, near, inside, first - HALF, first, last,
+                                H, C, CW, STEP, NORMALIZE, U, K)
     for step in range(ROWS + 2 * HALF):
         r = first - HALF + step
         own = (r >= first) & (r < last)
         if PREFETCH:
             current = loaded
-            loaded = _load_backward(dy + W * C, w + W * WC, x + W * C, near, inside, r + 1, first,
-                                    last, H, C, WC, CW, STEP, NORMALIZE, U, K)
+            loaded = _load_backward(dy + W * C, w + W * WC, offsets, exist, x + W * C, near, inside,
+                                    r + 1, first, last, H, C, CW, STEP, NORMALIZE, U, K)
         else:
-            current = _load_backward(dy, w, x, near, inside, r, first, last, H, C, WC, CW, STEP,
-                                     NORMALIZE, U, K)
+            current = _load_backward(dy, w, offsets, exist, x, near, inside, r, first, last, H, C,
+                                     CW, STEP, NORMALIZE, U, K)
         # fmt: on
         weights = ()
         for tap in tl.static_range(K * K):
@@ -486,26 +581,33 @@ def walk_backward(
                 product += gradient * (current[tap].to(tl.float32) - mean)
             weight_sum += tl.where(own, total, 0.0)
             weight_product += tl.where(own, product, 0.0)
-        for tap in tl.static_range(K * K):
-            gradient = gradients[tap]
-            if PARTS > 1:
-                gradient = tl.reshape(gradient, (BLOCK // (PARTS * LANES), PARTS, LANES))
-                gradient = tl.reshape(tl.sum(gradient, 1), (BLOCK // PARTS,))
-            gradient = gradient.to(dw.dtype.element_ty)
-            offset = (HALF - tap % K) * WC + tap * CW
-            tl.store(dw + offset, gradient, dw_near[K - 1 - tap % K] & own)
-            if tap % K != HALF:
-                # Taps that look beside the picture belong to no lane's pixel: zero.
-                beside = dw_column + (tap % K - HALF)
-                beside = dw_inside & own & ((beside < 0) | (beside >= W))
-                tl.store(dw + tap * CW, tl.zeros_like(gradient), beside)
+        if KEEP:
+            if own:
+                for tap in tl.static_range(K * K):
+                    word = pack(gradients[tap].to(w_ptr.dtype.element_ty), current[tap])
+                    put(kept + tap * (BLOCK * 4), word)
+                kept += K * K * BLOCK * 4
+        else:
+            for tap in tl.static_range(K * K):
+                gradient = gradients[tap]
+                if PARTS > 1:
+                    gradient = tl.reshape(gradient, (BLOCK // (PARTS * LANES), PARTS, LANES))
+                    gradient = tl.reshape(tl.sum(gradient, 1), (BLOCK // PARTS,))
+                gradient = gradient.to(dw.dtype.element_ty)
+                offset = (HALF - tap % K) * WC + tap * CW
+                tl.store(dw + offset, gradient, dw_near[K - 1 - tap % K] & own)
+                if tap % K != HALF:
+                    # Taps that look beside the picture belong to no lane's pixel: zero.
+                    beside = dw_column + (tap % K - HALF)
+                    beside = dw_inside & own & ((beside < 0) | (beside >= W))
+                    tl.store(dw + tap * CW, tl.zeros_like(gradient), beside)
+            dw += W * WC
         sums = carried_sums
         values = carried_values
         dy += W * C
         w += W * WC
         x += W * C
         dx += W * C
-        dw += W * WC
     return weight_sum, weight_product
 
 
@@ -541,6 +643,7 @@ def _backward(
     )
     near = near_columns(column, inside, W, K)
     w_channel = group * (K * K * CW) + channel
+    offsets, exist = weight_slots(near, inside, WC, CW, K, False)
     start = (first - K // 2) * W
     if PARTS == 1:
         dw = dw_ptr + (pixel + start) * WC + w_channel
@@ -560,13 +663,14 @@ def _backward(
     # fmt: off
     if NORMALIZE:
         mean, factor = load_statistics(mean_ptr, factor_ptr, picture, group, channel, inside, G, CW)
-        factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, inside, CW,
-                                   K * K)
+        factors, summands = affine(mean, factor, scale_ptr, bias_ptr, group, channel, near, inside,
+                                   CW, K, False)
     weight_sum, weight_product = walk_backward(
         x_ptr, w_ptr, dy_ptr, dx_ptr, dw, pixel, near, inside,
-        group * (SHARE * CW) + part * CW + channel, w_channel, dw_column, dw_near, dw_inside, mean,
-        factors, summands, first, tl.minimum(first + ROWS, H), H, W, G * SHARE * CW, WC, CW, K,
-        PARTS * CW, SHARE // PARTS, PARTS, CW, ROWS, BLOCK, PREFETCH, NORMALIZE)
+        group * (SHARE * CW) + part * CW + channel, w_channel, offsets, exist, dw_column, dw_near,
+        dw_inside, mean, factors, summands, 0, first, tl.minimum(first + ROWS, H), H, W,
+        G * SHARE * CW, WC, CW, K, PARTS * CW, SHARE // PARTS, PARTS, CW, ROWS, BLOCK, PREFETCH,
+        NORMALIZE, False)
     # fmt: on
     if NORMALIZE:
         CHUNKS: tl.constexpr = (H + ROWS - 1) // ROWS

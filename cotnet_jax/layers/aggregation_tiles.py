@@ -8,16 +8,14 @@ from cotnet_jax.layers.aggregation_tile_table import TABLE
 # An activation changes little: these kernels are not measured apart.
 MEASURED_AS = {
     "activated_forward": "normalized_forward",
-    "picture_activated_forward": "picture_forward",
+    "team_activated_forward": "team_forward",
 }
 # Kernels that normalise and aggregate, and the two that do the same one after the other: the one
 # that aggregates, and one of the normalisation.
 IN_PLACE_OF = {
-    "picture_forward": ("normalized_forward", "statistics"),
-    "picture_backward": ("normalized_backward", "group_norm_backward"),
+    "team_forward": ("normalized_forward", "statistics"),
+    "team_backward": ("normalized_backward", "group_norm_backward"),
 }
-# Of a program that works in all columns of a picture.
-LARGEST_WARPS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,52 +93,56 @@ def choose_norm_tile(
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureTile:
-    """One program's share of the work of the kernels in ``picture_kernels``.
+class TeamTile:
+    """One program's share of the work of the kernels in ``team_kernels``.
 
     Attributes:
-      parts: lanes over which the channels that share a weight are spread.
-      slice: weight channels of a program, which has all pixels of a picture.
-      warps: of 32 threads, for the lanes of all columns.
-      ahead: rows of weights that are read before the first is used, away from the aggregation.
-      prefetch: as in ``Tile``.
+      slice: weight channels of a team, all of a picture's or a divisor of a group's.
+      rows, block, warps, prefetch: as in ``Tile``.
+      resident: programs on a multiprocessor at once; as many teams as fit on the GPU share the
+        pictures of ``team_backward``.
     """
 
-    parts: int
     slice: int
+    rows: int
+    block: int
     warps: int
-    ahead: int
     prefetch: bool
+    resident: int
 
-    @property
-    def padded(self) -> int:
-        """Lanes for the weight channels of one pixel and part."""
-        return _power_of_two(self.slice)
-
-    def block(self, w: int) -> int:
-        """Lanes of a program for pictures ``w`` pixels wide, as a power of two."""
-        return _power_of_two(w * self.parts * self.padded)
+    def members(self, h: int, w: int) -> int:
+        """Programs of a team, for pictures of h x w pixels."""
+        return math.ceil(h / self.rows) * math.ceil(w * self.slice / self.block)
 
 
-def choose_picture_tile(
-    kernel: str, itemsize: int, h: int, w: int, groups: int, share: int, channels: int, taps: int
-) -> PictureTile | None:
-    """As ``choose_tile``, for the kernels in ``picture_kernels``; None where two kernels, one
-    after the other, are faster, or were at the nearest shape that was measured."""
+def choose_team_tile(
+    kernel: str,
+    multiprocessors: int,
+    itemsize: int,
+    h: int,
+    w: int,
+    groups: int,
+    share: int,
+    channels: int,
+    taps: int,
+) -> TeamTile | None:
+    """As ``choose_tile``, for the kernels in ``team_kernels``.
+
+    Returns:
+      None where two kernels, one after the other, are faster, or were at the nearest shape that
+      was measured; and where a team might not fit on a GPU of so many multiprocessors.
+    """
     kernel = MEASURED_AS.get(kernel, kernel)
     key = (itemsize, h, w, groups, share, channels)
     nearest = _nearest(IN_PLACE_OF[kernel][0], key)
     if taps != 9 or nearest not in TABLE[kernel]:
         return None
-    tile = PictureTile(*TABLE[kernel][nearest])
-    if nearest == key:
-        return tile
-    lanes = tile.block(nearest[2]) // tile.warps
-    tile = dataclasses.replace(tile, slice=min(tile.slice, channels))
-    parts = _parts(kernel, tile.parts, tile.block(w), share, tile.padded)
-    tile = dataclasses.replace(tile, parts=parts)
-    tile = dataclasses.replace(tile, warps=max(1, tile.block(w) // lanes))
-    return tile if tile.warps <= LARGEST_WARPS else None
+    tile = TeamTile(*TABLE[kernel][nearest])
+    tile = dataclasses.replace(tile, rows=math.ceil(h / math.ceil(h / tile.rows)))
+    if channels % tile.slice:
+        tile = dataclasses.replace(tile, slice=groups * channels)
+    # Each multiprocessor holds more than one program.
+    return tile if tile.members(h, w) <= multiprocessors else None
 
 
 def _nearest(kernel, key):

@@ -11,13 +11,14 @@ import math
 import jax
 import jax.numpy as jnp
 import jax_triton
+import triton
 from jax.custom_batching import custom_vmap
 
-from cotnet_jax.layers import aggregation_kernels, group_norm_kernels, picture_kernels
+from cotnet_jax.layers import aggregation_kernels, group_norm_kernels, team_kernels
 from cotnet_jax.layers.aggregation_dispatch import vary
 from cotnet_jax.layers.aggregation_tiles import (
     choose_norm_tile,
-    choose_picture_tile,
+    choose_team_tile,
     choose_tile,
     run_length,
 )
@@ -87,9 +88,9 @@ def backward(values, weights, gradient):
 @_over_pictures(shared=2)
 def normalized_forward(values, weights, scale, bias, epsilon):
     """As ``normalized_aggregation._xla_forward``."""
-    tile = picture_tile(picture_kernels.picture_forward, values, weights)
+    tile = team_tile(team_kernels.team_forward, values, weights)
     if tile is not None:
-        return picture_forward(values, weights, scale, bias, epsilon, tile)
+        return team_forward(values, weights, scale, bias, epsilon, tile)
     mean, factor = statistics(weights, epsilon)
     return aggregate_normalized(values, weights, mean, factor, scale, bias), mean, factor
 
@@ -97,12 +98,13 @@ def normalized_forward(values, weights, scale, bias, epsilon):
 @_over_pictures(shared=4)
 def activated_forward(values, weights, scale, bias, output_scale, output_shift, epsilon):
     """As ``normalized_aggregation._xla_activated_forward``."""
-    kernel = picture_kernels.picture_activated_forward
-    tile = picture_tile(kernel, values, weights)
+    kernel = team_kernels.team_activated_forward
+    tile = team_tile(kernel, values, weights)
     operands = (values, weights, scale, bias, output_scale, output_shift)
     if tile is not None:
-        (output,) = _normalize_and_aggregate(
-            kernel, tile, values, weights, operands, [values], EPSILON=epsilon
+        teams = weights.shape[0]
+        (output,) = _by_teams(
+            kernel, tile, teams, values, weights, operands, [values], EPSILON=epsilon
         )
         return output
     kernel = aggregation_kernels.activated_forward
@@ -114,9 +116,9 @@ def activated_forward(values, weights, scale, bias, output_scale, output_shift, 
 @_over_pictures(shared=2, sums=True)
 def normalized_backward(gradient, values, weights, mean, factor, scale, bias):
     """As ``normalized_aggregation._xla_backward``."""
-    tile = picture_tile(picture_kernels.picture_backward, values, weights)
+    tile = team_tile(team_kernels.team_backward, values, weights)
     if tile is not None:
-        return picture_backward(gradient, values, weights, mean, factor, scale, bias, tile)
+        return team_backward(gradient, values, weights, mean, factor, scale, bias, tile)
     values_gradient, weights_gradient, sums = aggregation_backward(
         gradient, values, weights, mean, factor, scale, bias
     )
@@ -124,34 +126,33 @@ def normalized_backward(gradient, values, weights, mean, factor, scale, bias):
     return values_gradient, *gradients
 
 
-def picture_forward(values, weights, scale, bias, epsilon, tile):
+def team_forward(values, weights, scale, bias, epsilon, tile):
     """As ``normalized_forward``, by the one kernel."""
     n, _, _, groups, _, channels = weights.shape
     statistic = jax.ShapeDtypeStruct((n, groups, 1, channels), jnp.float32)
-    return tuple(
-        _normalize_and_aggregate(
-            picture_kernels.picture_forward,
-            tile,
-            values,
-            weights,
-            (values, weights, scale, bias),
-            [values, statistic, statistic],
-            EPSILON=epsilon,
-        )
-    )
+    operands = (values, weights, scale, bias)
+    outputs = [values, statistic, statistic]
+    kernel = team_kernels.team_forward
+    return tuple(_by_teams(kernel, tile, n, values, weights, operands, outputs, EPSILON=epsilon))
 
 
-def picture_backward(gradient, values, weights, mean, factor, scale, bias, tile):
+def team_backward(gradient, values, weights, mean, factor, scale, bias, tile):
     """As ``normalized_backward``, by the one kernel."""
-    n, _, _, groups, taps, channels = weights.shape
-    parameters = (2, n, groups, taps, channels)
-    *gradients, parameters = _normalize_and_aggregate(
-        picture_kernels.picture_backward,
+    n, h, w, groups, taps, channels = weights.shape
+    programs = tile.members(h, w) * (groups * channels // tile.slice)
+    teams = min(n, max(1, multiprocessors() * tile.resident // programs))
+    lines = teams * math.ceil(h / tile.rows) * w
+    parameters = jax.ShapeDtypeStruct((2, lines, groups, taps, channels), jnp.float32)
+    *gradients, parameters = _by_teams(
+        team_kernels.team_backward,
         tile,
+        teams,
         values,
         weights,
         (values, weights, gradient, mean, factor, scale, bias),
-        [values, weights, jax.ShapeDtypeStruct(parameters, jnp.float32)],
+        [values, weights, parameters],
+        N=n,
+        TEAMS=teams,
     )
     return *gradients, *parameters.sum(1)
 
@@ -227,9 +228,15 @@ def aggregation_tile(kernel, values, weights):
     return choose_tile(kernel.fn.__name__, *_shape(values, weights))
 
 
-def picture_tile(kernel, values, weights):
-    """As ``aggregation_tile``, for a kernel of ``picture_kernels``; None if it should not run."""
-    return choose_picture_tile(kernel.fn.__name__, *_shape(values, weights))
+def team_tile(kernel, values, weights):
+    """As ``aggregation_tile``, for a kernel of ``team_kernels``; None if it should not run."""
+    return choose_team_tile(kernel.fn.__name__, multiprocessors(), *_shape(values, weights))
+
+
+@functools.cache
+def multiprocessors():
+    """Of the smallest of this process's GPUs."""
+    return min(device.core_count for device in jax.local_devices(backend="cuda"))
 
 
 def _shape(values, weights):
@@ -268,24 +275,33 @@ def _aggregate(kernel, values, weights, operands, outputs):
     )
 
 
-def _normalize_and_aggregate(kernel, tile, values, weights, operands, outputs, **constants):
-    """Calls a kernel of ``picture_kernels``."""
-    n, _, w, groups, _, channels = weights.shape
-    return _call(
+def _by_teams(kernel, tile, teams, values, weights, operands, outputs, **constants):
+    """Calls a kernel of ``team_kernels``."""
+    n, h, w, groups, _, channels = weights.shape
+    members, slices = tile.members(h, w), groups * channels // tile.slice
+    sums = (n * slices, members, 2, triton.next_power_of_2(tile.slice))
+    arrived = (n * slices, team_kernels.ARRIVED_STRIDE.value)
+    if members == 1:
+        sums = arrived = (1,)
+    results = _call(
         kernel,
-        n * groups * math.ceil(channels / tile.slice),
+        teams * slices * members,
         tile.warps,
         operands,
-        outputs,
+        [
+            *outputs,
+            jax.ShapeDtypeStruct(sums, jnp.float32),
+            jax.ShapeDtypeStruct(arrived, jnp.int32),
+        ],
+        zeroed_outputs=() if members == 1 else (len(outputs) + 1,),
         **_sizes(values, weights),
-        PARTS=tile.parts,
         SLICE=tile.slice,
-        PADDED=tile.padded,
-        BLOCK=tile.block(w),
-        AHEAD=tile.ahead,
+        ROWS=tile.rows,
+        BLOCK=tile.block,
         PREFETCH=tile.prefetch,
         **constants,
     )
+    return results[: len(outputs)]
 
 
 def _sizes(values, weights):
