@@ -43,18 +43,15 @@ GMACS = {
 
 
 @functools.cache
-def shapes(name):
-    """Of the variables; tracing a large network takes a second."""
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    return jax.eval_shape(cotnet_jax.create_model(name).init, jax.random.key(0), images)
+def shapes(name, channels=3, **options):
+    """Of the variables, for images of any size; tracing a large network takes a second."""
+    images = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
+    return jax.eval_shape(cotnet_jax.create_model(name, **options).init, jax.random.key(0), images)
 
 
-def output_shape(model, image_shape, **options):
-    def apply(images):
-        variables = model.init(jax.random.key(0), images)
-        return model.apply(variables, images, **options)
-
-    return jax.eval_shape(apply, jax.ShapeDtypeStruct(image_shape, jnp.float32))
+def output_shape(model, variables, image_shape, **options):
+    apply = functools.partial(model.apply, **options)
+    return jax.eval_shape(apply, variables, jax.ShapeDtypeStruct(image_shape, jnp.float32))
 
 
 @pytest.fixture(scope="module")
@@ -128,35 +125,36 @@ def test_images_of_no_size_are_refused(tiny, shape):
 @pytest.mark.parametrize("size", [(1, 1), (33, 57), (97, 64)])
 def test_any_input_size_channels_and_classes(name, size):
     model = cotnet_jax.create_model(name, num_classes=7)
-    assert output_shape(model, (2, *size, 5)).shape == (2, 7)
+    variables = shapes(name, channels=5, num_classes=7)
+    assert output_shape(model, variables, (2, *size, 5)).shape == (2, 7)
 
 
 def test_no_classes_gives_pooled_features():
     model = cotnet_jax.create_model("cotnet50", num_classes=0)
-    assert output_shape(model, (2, 64, 64, 3)).shape == (2, 2048)
+    variables = shapes("cotnet50", num_classes=0)
+    assert output_shape(model, variables, (2, 64, 64, 3)).shape == (2, 2048)
 
 
 @pytest.mark.parametrize("name", ["cotnet50", "se_cotnetd_50", "se_cotnetd_152"])
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_output_stride(name, stride):
     model = cotnet_jax.create_model(name, output_stride=stride)
-    _, state = output_shape(model, (1, 128, 128, 3), mutable=["intermediates"])
+    shape = (1, 128, 128, 3)
+    _, state = output_shape(model, shapes(name), shape, mutable=["intermediates"])
     assert state["intermediates"]["stage4_features"][0].shape[1] == 128 // stride
 
 
 def test_a_smaller_output_stride_dilates_split_attention():
-    jaxpr = str(
-        jax.make_jaxpr(cotnet_jax.create_model("se_cotnetd_50", output_stride=8).init)(
-            jax.random.key(0), jnp.zeros((1, 64, 64, 3))
-        )
-    )
+    model = cotnet_jax.create_model("se_cotnetd_50", output_stride=8)
+    images = jnp.zeros((1, 64, 64, 3))
+    jaxpr = str(jax.make_jaxpr(model.apply)(shapes("se_cotnetd_50"), images))
     # Stage 3 holds three split-attention blocks; strided convolutions are left to stages 1, 2.
     assert jaxpr.count("rhs_dilation=(2, 2)") == 3
 
 
 def test_logits_are_float32_in_bfloat16_models():
     model = cotnet_jax.create_model("cotnet_tiny", dtype=jnp.bfloat16)
-    assert output_shape(model, (2, 32, 32, 3)).dtype == jnp.float32
+    assert output_shape(model, shapes("cotnet_tiny"), (2, 32, 32, 3)).dtype == jnp.float32
 
 
 def test_bfloat16_is_near_float32(tiny):
@@ -218,9 +216,10 @@ def test_every_batch_norm_of_a_model_is_frozen(name, monkeypatch):
     monkeypatch.delattr(BatchNorm, "_batch_statistics")
     options = {"train": True, "mutable": ["batch_stats"]}
     model = cotnet_jax.create_model(name, freeze_batch_norm=True)
-    output_shape(model, (2, 64, 64, 3), **options)
+    shape = (2, 64, 64, 3)
+    output_shape(model, shapes(name), shape, **options)
     with pytest.raises(AttributeError):
-        output_shape(model.clone(freeze_batch_norm=False), (2, 64, 64, 3), **options)
+        output_shape(model.clone(freeze_batch_norm=False), shapes(name), shape, **options)
 
 
 @pytest.mark.slow
@@ -235,7 +234,8 @@ def test_the_model_gives_the_same_logits_through_nnx(tiny):
 
 def test_intermediates_show_a_layer_inside(tiny):
     model, variables, images = tiny
-    _, state = model.apply(variables, images, mutable=["intermediates"])
+    look = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    _, state = look(variables, images)
     inside = state["intermediates"]["stage1_block0"]["cot"]
     weights = inside["aggregation_weights"][0]
     assert weights.shape == (2, 16, 16, 1, 9, 2)
