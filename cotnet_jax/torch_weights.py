@@ -118,8 +118,9 @@ def torch_shapes(name: str, channels: int = 3, **attributes) -> dict[str, tuple[
     return {_torch_name(model, p): _torch_shape(model, p, s) for p, s in template.items()}
 
 
+@functools.cache
 def _template(model, channels):
-    """Path -> shape of every variable."""
+    """Path -> shape of every variable; tracing a large network takes a second."""
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return {path: leaf.shape for path, leaf in _flatten(variables)}
