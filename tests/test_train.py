@@ -116,20 +116,24 @@ def test_a_finished_run_says_so_and_evaluates(finished):
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
 
 
-def test_evaluate_takes_the_best_checkpoint(finished):
-    workdir, _ = finished
-    result = run(workdir, *SHORT, "--mode=evaluate")
-    figures = json.loads(result.stdout.splitlines()[-1])
-    metrics = read_metrics(workdir / "metrics.jsonl").values()
-    assert figures["ema_top1"] == max(m["ema_top1"] for m in metrics if "ema_top1" in m)
+@pytest.fixture(scope="module")
+def evaluated(finished):
+    """The figures of the finished run's best checkpoint."""
+    result = run(finished[0], *SHORT, "--mode=evaluate")
+    return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_training_starts_from_given_weights(finished, tmp_path):
+def test_evaluate_takes_the_best_checkpoint(finished, evaluated):
+    metrics = read_metrics(finished[0] / "metrics.jsonl").values()
+    assert evaluated["ema_top1"] == max(m["ema_top1"] for m in metrics if "ema_top1" in m)
+
+
+def test_training_starts_from_given_weights(finished, evaluated, tmp_path):
     workdir, _ = finished
     result = run(tmp_path, *SHORT, "--mode=evaluate", f"--config.init_from={workdir}")
     assert result.returncode == 0, result.stderr
-    best = json.loads(run(workdir, *SHORT, "--mode=evaluate").stdout.splitlines()[-1])
-    assert json.loads(result.stdout.splitlines()[-1])["given_top1"] == best["ema_top1"]
+    given = json.loads(result.stdout.splitlines()[-1])
+    assert given["given_top1"] == evaluated["ema_top1"]
 
 
 @pytest.mark.slow
