@@ -23,22 +23,24 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
-# Those of about a minute.
+# Those of half a minute and more, the longest first; those that mostly wait are between.
 LONG_FILES = [
     "test_golden",
     "test_notebook",
-    "test_aggregation_triton",
-    "test_models",
-    "test_faults",
-    "test_train",
     "test_distributed",
+    "test_aggregation_triton",
+    "test_train",
+    "test_faults",
+    "test_models",
     "test_train_step",
+    "test_convert",
 ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # First what takes longest: begun last, it would keep one worker while the others have ended.
-    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
+    order = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
