@@ -412,15 +412,10 @@ def weight_slots(near, inside, WC, CW, K: tl.constexpr, TURNED: tl.constexpr):
     exist = ()
     for j in tl.static_range(K):
         offset = (K // 2 - j) * WC + j * CW
-        if not TURNED:
-            offsets = offsets + (offset,)
-            exist = exist + (near[K - 1 - j],)
-        else:
-            exist = exist + (inside,)
-            if j == K // 2:
-                offsets = offsets + (offset,)
-            else:
-                offsets = offsets + (tl.where(near[K - 1 - j], offset, (K - 1 - j) * CW),)
+        if TURNED and j != K // 2:
+            offset = tl.where(near[K - 1 - j], offset, (K - 1 - j) * CW)
+        offsets = offsets + (offset,)
+        exist = exist + (inside if TURNED else near[K - 1 - j],)
     return offsets, exist
 
 

@@ -295,6 +295,7 @@ def _by_teams(kernel, tile, teams, values, weights, operands, outputs, **constan
         ],
         zeroed_outputs=() if members == 1 else (len(outputs) + 1,),
         **_sizes(values, weights),
+        MEMBERS=members,
         SLICE=tile.slice,
         ROWS=tile.rows,
         BLOCK=tile.block,

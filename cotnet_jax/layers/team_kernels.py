@@ -2,8 +2,8 @@
 importable only where triton is.
 
 Normalisation needs sums over a whole picture before the first weight, or its gradient, can be
-normalised. Here a team of programs has SLICE of a picture's weight channels, each member BLOCK
-lanes of its columns and a chunk of ROWS rows. A program reads its weights, or computes their
+normalised. Here a team of MEMBERS programs has SLICE of a picture's weight channels, each member
+BLOCK lanes of its columns and a chunk of ROWS rows. A program reads its weights, or computes their
 gradients, once, and keeps them in shared memory; it gives its sums to the team, waits for those of
 the others, and goes on with what it kept. So every array is read or written once.
 
@@ -13,7 +13,7 @@ team has no more programs than fit on the GPU together: the caller sees to it.
 
 Lanes are as in ``aggregation_kernels``, but of one slice, and have all shares of a weight. Shapes
 as there; values and weights have 16 bits. A slice has all G * CW weight channels, or a divisor of
-CW of them; there are N * SLICES. ``sums`` are [N * SLICES, members, 2, SLICE] float32, SLICE padded
+CW of them; there are N * SLICES. ``sums`` are [N * SLICES, MEMBERS, 2, SLICE] float32, SLICE padded
 to a power of two, and the first of each slice's ``arrived`` [N * SLICES, 32] int32 counts the
 members that have written theirs. It is zero at the start. (A cache line each: many programs wait
 for different slices.) A team of one needs neither.
@@ -40,12 +40,6 @@ READ_AT_ONCE = tl.constexpr(512)
 ARRIVED_STRIDE = tl.constexpr(32)
 
 
-@triton.constexpr_function
-def _members(h, w, width, rows, block):
-    """Programs of a team."""
-    return -(-h // rows) * -(-w * width // block)
-
-
 @triton.jit
 def _place(MEMBERS, H, ROWS, BLOCK):
     """The program's team, its number in it, and the first of its rows and of its lanes."""
@@ -56,33 +50,22 @@ def _place(MEMBERS, H, ROWS, BLOCK):
 
 
 @triton.jit
-def _lanes(start, W, G, CW, SLICE, BLOCK: tl.constexpr):
-    """Column, group and weight channel in the slice of each lane, and whether it exists."""
+def _lanes(index, start, W, G, CW, SLICE, BLOCK: tl.constexpr):
+    """Picture of slice ``index``, and column, group and weight channel of each lane, and whether
+    it exists."""
     lane = start + tl.arange(0, BLOCK)
     column = lane // SLICE
     if SLICE == G * CW:
+        picture = index
         group = lane // CW % G
         channel = lane % CW
-    else:
-        group = tl.zeros_like(lane)
-        channel = lane % SLICE
-    return column, group, channel, column < W
-
-
-@triton.jit
-def _slice(index, G, CW, SLICE):
-    """Picture, group and first weight channel of a slice; zero if it has all of a picture's."""
-    if SLICE == G * CW:
-        picture = index
-        group = 0
-        channel = 0
     else:
         EACH: tl.constexpr = CW // SLICE
         picture = index // (G * EACH)
         group = index // EACH % G
-        # So written the compiler knows that it is a multiple, and reads several values at once.
-        channel = index % EACH * SLICE
-    return picture, group, channel
+        # So written the compiler knows that it starts at a multiple, and reads several at once.
+        channel = index % EACH * SLICE + lane % SLICE
+    return picture, column, group, channel, column < W
 
 
 @triton.jit
@@ -175,6 +158,7 @@ def _forward(
     SHARE: tl.constexpr,
     CW: tl.constexpr,
     K: tl.constexpr,
+    MEMBERS: tl.constexpr,
     SLICE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -185,12 +169,8 @@ def _forward(
     C: tl.constexpr = G * CW * SHARE
     TAPS: tl.constexpr = K * K
     WC: tl.constexpr = G * CW * TAPS
-    MEMBERS: tl.constexpr = _members(H, W, SLICE, ROWS, BLOCK)
     index, member, first, start = _place(MEMBERS, H, ROWS, BLOCK)
-    picture, first_group, first_channel = _slice(index, G, CW, SLICE)
-    column, group, channel, inside = _lanes(start, W, G, CW, SLICE, BLOCK)
-    group += first_group
-    channel += first_channel
+    picture, column, group, channel, inside = _lanes(index, start, W, G, CW, SLICE, BLOCK)
     near = near_columns(column, inside, W, K)
     last = tl.minimum(first + ROWS, H)
     corner = picture.to(tl.int64) * (H * W)
@@ -258,6 +238,7 @@ def team_forward(
     SHARE: tl.constexpr,
     CW: tl.constexpr,
     K: tl.constexpr,
+    MEMBERS: tl.constexpr,
     SLICE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -267,7 +248,8 @@ def team_forward(
     """y from x and normalised weights, and the statistics mean and factor [N, G, CW] float32."""
     # fmt: off
     _forward(x_ptr, w_ptr, scale_ptr, bias_ptr, None, None, y_ptr, mean_ptr, factor_ptr, sums_ptr,
-             arrived_ptr, H, W, G, SHARE, CW, K, SLICE, ROWS, BLOCK, PREFETCH, EPSILON, False)
+             arrived_ptr, H, W, G, SHARE, CW, K, MEMBERS, SLICE, ROWS, BLOCK, PREFETCH, EPSILON,
+             False)
     # fmt: on
 
 
@@ -288,6 +270,7 @@ def team_activated_forward(
     SHARE: tl.constexpr,
     CW: tl.constexpr,
     K: tl.constexpr,
+    MEMBERS: tl.constexpr,
     SLICE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -297,8 +280,8 @@ def team_activated_forward(
     """SiLU(output_scale * y + output_shift) of ``team_forward``'s y; both [C] float32."""
     # fmt: off
     _forward(x_ptr, w_ptr, scale_ptr, bias_ptr, output_scale_ptr, output_shift_ptr, y_ptr, None,
-             None, sums_ptr, arrived_ptr, H, W, G, SHARE, CW, K, SLICE, ROWS, BLOCK, PREFETCH,
-             EPSILON, True)
+             None, sums_ptr, arrived_ptr, H, W, G, SHARE, CW, K, MEMBERS, SLICE, ROWS, BLOCK,
+             PREFETCH, EPSILON, True)
     # fmt: on
 
 
@@ -324,6 +307,7 @@ def team_backward(
     CW: tl.constexpr,
     K: tl.constexpr,
     TEAMS: tl.constexpr,
+    MEMBERS: tl.constexpr,
     SLICE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -338,12 +322,8 @@ def team_backward(
     TAPS: tl.constexpr = K * K
     WC: tl.constexpr = G * CW * TAPS
     ROW: tl.constexpr = TAPS * BLOCK * 4
-    MEMBERS: tl.constexpr = _members(H, W, SLICE, ROWS, BLOCK)
     index, member, first, start = _place(MEMBERS, H, ROWS, BLOCK)
-    team, first_group, first_channel = _slice(index, G, CW, SLICE)
-    column, group, channel, inside = _lanes(start, W, G, CW, SLICE, BLOCK)
-    group += first_group
-    channel += first_channel
+    team, column, group, channel, inside = _lanes(index, start, W, G, CW, SLICE, BLOCK)
     near = near_columns(column, inside, W, K)
     offsets, exist = weight_slots(near, inside, WC, CW, K, True)
     last = tl.minimum(first + ROWS, H)
