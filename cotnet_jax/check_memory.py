@@ -57,9 +57,10 @@ def run_kernels() -> None:
 
 def run_faults() -> None:
     """Two kernels that a memory checker must report."""
-    import jax_triton
     import triton
     import triton.language as tl
+
+    from cotnet_jax.layers import aggregation_triton
 
     @triton.jit
     def race_forward(x_ptr, y_ptr, BLOCK: tl.constexpr):
@@ -85,10 +86,7 @@ def run_faults() -> None:
     x = jnp.arange(128, dtype=jnp.int32)
     for kernel in (race_forward, stray_forward):
         print(f"{kernel.fn.__name__}, to be reported", flush=True)
-        call = jax_triton.triton_call(
-            x, kernel=kernel, out_shape=[x], grid=(1,), num_warps=4, num_stages=1, BLOCK=x.size
-        )
-        jax.block_until_ready(call)
+        jax.block_until_ready(aggregation_triton.call_kernel(kernel, 1, 4, (x,), [x], BLOCK=x.size))
 
 
 def main(arguments: list[str]) -> None:

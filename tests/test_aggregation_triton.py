@@ -182,13 +182,13 @@ KERNELS = (
 
 def test_the_memory_check_runs_every_kernel(monkeypatch):
     called = set()
-    call = aggregation_triton._call
+    call = aggregation_triton.call_kernel
 
     def note(kernel, *arguments, **constants):
         called.add((kernel.fn.__name__, constants.get("RELOAD")))
         return call(kernel, *arguments, **constants)
 
-    monkeypatch.setattr(aggregation_triton, "_call", note)
+    monkeypatch.setattr(aggregation_triton, "call_kernel", note)
     tile = TeamTile(2, 1, 4, 1, False, resident=1)
     monkeypatch.setattr(aggregation_triton, "multiprocessors", lambda: 1)
     monkeypatch.setattr(check_memory, "SHAPES", [((2, 3, 1, 2, 16), tile)])

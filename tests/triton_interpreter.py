@@ -171,17 +171,17 @@ def launch(kernel, grid, operands, outputs, zeroed, **sizes):
 
 
 def triton_call(
-    *operands, kernel, out_shape, grid, num_warps, num_stages, name, zeroed_outputs=(), **sizes
+    *operands, kernel, out_type, grid, num_warps, num_stages, name, zeroed_outputs=(), **sizes
 ):
     """jax_triton.triton_call, by a callback to the host."""
     del num_warps, num_stages, name
 
     def run(*arrays):
         return launch(
-            kernel, grid, [np.asarray(a) for a in arrays], out_shape, zeroed_outputs, **sizes
+            kernel, grid, [np.asarray(a) for a in arrays], out_type, zeroed_outputs, **sizes
         )
 
-    return jax.pure_callback(run, out_shape, *operands, vmap_method="sequential")
+    return jax.pure_callback(run, out_type, *operands, vmap_method="sequential")
 
 
 sys.modules["jax_triton"] = types.SimpleNamespace(triton_call=triton_call)

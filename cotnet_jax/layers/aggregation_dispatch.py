@@ -1,6 +1,7 @@
 """Which implementation of an aggregation runs: XLA's, or on NVIDIA GPUs the Triton kernel."""
 
 import functools
+import sys
 import warnings
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 IMPLEMENTATIONS = (None, "xla", "triton")
-INSTALL = "pip install 'jax-triton==0.3.1' 'triton>=3.6,<3.8'"
+JAX_TRITON = "0.3.1" if sys.version_info < (3, 12) else "0.4.1"
+INSTALL = f"pip install 'jax-triton=={JAX_TRITON}' 'triton>=3.6,<3.8'"
 
 
 def check_implementation(operation: str, implementation: str | None, *arrays: jax.Array) -> None:

@@ -6,6 +6,7 @@ Importing this module needs triton, jax-triton and JAX with CUDA.
 """
 
 import functools
+import inspect
 import math
 
 import jax
@@ -26,6 +27,9 @@ from cotnet_jax.layers.aggregation_tiles import (
 # Programs of ``group_norm_backward``: some for each multiprocessor of a GPU, and not many more,
 # because each leaves its own sums of the gradients of scale and bias.
 PROGRAMS = 528
+# What jax-triton 0.3 calls out_shape is out_type in 0.4.
+_PARAMETERS = inspect.signature(jax_triton.triton_call).parameters
+RESULTS = "out_type" if "out_type" in _PARAMETERS else "out_shape"
 
 
 def _over_pictures(shared=0, sums=False):
@@ -259,7 +263,7 @@ def _aggregate(kernel, values, weights, operands, outputs):
     tile = aggregation_tile(kernel, values, weights)
     lanes = n * w * groups * tile.parts * channels
     constants = {"RELOAD": tile.reload} if "RELOAD" in kernel.arg_names else {}
-    return _call(
+    return call_kernel(
         kernel,
         math.ceil(lanes / tile.block) * math.ceil(h / tile.rows),
         tile.warps,
@@ -283,7 +287,7 @@ def _by_teams(kernel, tile, teams, values, weights, operands, outputs, **constan
     arrived = (n * slices, team_kernels.ARRIVED_STRIDE.value)
     if members == 1:
         sums = arrived = (1,)
-    results = _call(
+    results = call_kernel(
         kernel,
         teams * slices * members,
         tile.warps,
@@ -315,7 +319,7 @@ def _sizes(values, weights):
 def _normalize(kernel, programs, weights, operands, outputs, **constants):
     _, h, w, groups, taps, channels = weights.shape
     tile = norm_tile(kernel, weights)
-    return _call(
+    return call_kernel(
         kernel,
         programs,
         tile.warps,
@@ -332,16 +336,16 @@ def _normalize(kernel, programs, weights, operands, outputs, **constants):
     )
 
 
-def _call(kernel, programs, warps, operands, outputs, **constants):
+def call_kernel(kernel, programs, warps, operands, outputs, **constants):
     """Launches so many programs; outputs are like the given arrays."""
     results = jax_triton.triton_call(
         *operands,
         kernel=kernel,
-        out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs],
         grid=(programs,),
         num_warps=warps,
         num_stages=1,
         name=f"local_aggregation_{kernel.fn.__name__}",
+        **{RESULTS: [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]},
         **constants,
     )
     varying = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in operands))
