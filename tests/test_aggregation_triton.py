@@ -221,6 +221,22 @@ def test_normalization_in_many_blocks(programs, groups, channels, use_tile, monk
     assert_close(got, expected, TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize("mean", [0, 30])
+def test_statistics_are_near_the_exact_ones(mean, use_tile):
+    """An error in them is one of all of a picture's weights, which networks amplify."""
+    use_tile(1, 4, 256, False)
+    raw = np.random.default_rng(0).standard_normal((2, 14, 14, 1, 9, 8)) + mean
+    raw = raw.astype(np.float32)
+    got = aggregation_triton.statistics(jnp.asarray(raw), 1e-5)
+    got_mean, got_factor = (np.asarray(a, np.float64)[:, :, 0] for a in got)
+    axes, exact = (1, 2, 4), raw.astype(np.float64)
+    deviation = np.sqrt(exact.var(axes) + 1e-5)
+    assert np.sqrt(np.mean((got_factor * deviation - 1) ** 2)) < 1.5e-7
+    error = np.sqrt(np.mean(((got_mean - exact.mean(axes)) / deviation) ** 2))
+    # What float32 leaves of a mean, and of sums of deviations.
+    assert error < mean * 2**-24 + 8e-8
+
+
 def losses(values, raw, scale, bias, implementation):
     """A scalar that depends on both operations."""
     y = normalized_local_aggregation(values, raw, scale, bias, implementation=implementation)

@@ -38,8 +38,8 @@ def statistics(
     lane = tl.arange(0, LANES)
     exists = lane < RUN
     start = (program // G) * (H * W * G * TAPS * CW) + (program % G) * (TAPS * CW)
-    # Differences from a first value keep the squares small where the mean is large.
-    origin = tl.load(w_ptr + start + lane % CW).to(tl.float32)[None, :]
+    # Differences from the first pixel's mean keep the squares small where the mean is large.
+    origin = _first_mean(w_ptr + start + lane % CW, CW, TAPS)[None, :]
     row = tl.arange(0, STEP)[:, None]
     w = w_ptr + start + row * STRIDE + lane[None, :]
     total = tl.zeros((STEP, LANES), tl.float32)
@@ -56,10 +56,20 @@ def statistics(
     square = _fold(tl.sum(square, 0), channel, CW, RUN)
     mean = total / (H * W * TAPS)
     variance = tl.maximum(square / (H * W * TAPS) - mean * mean, 0.0)
-    origin = tl.load(w_ptr + start + channel, channel < CW, 0.0).to(tl.float32)
+    origin = _first_mean(w_ptr + start + tl.minimum(channel, CW - 1), CW, TAPS)
     tl.store(mean_ptr + program * CW + channel, origin + mean, channel < CW)
-    factor = 1.0 / tl.sqrt(variance + EPSILON)
+    # Not approximated: an error here is one of all of a picture's weights.
+    factor = tl.div_rn(1.0, tl.sqrt_rn(variance + EPSILON))
     tl.store(factor_ptr + program * CW + channel, factor, channel < CW)
+
+
+@triton.jit
+def _first_mean(w, CW: tl.constexpr, TAPS: tl.constexpr):
+    """Mean over the taps of the pixel at ``w``."""
+    total = tl.load(w).to(tl.float32)
+    for tap in tl.static_range(1, TAPS):
+        total += tl.load(w + tap * CW).to(tl.float32)
+    return total / TAPS
 
 
 @triton.jit
