@@ -113,22 +113,28 @@ def rewrite_one_at_a_time(self):
 interpreter.InterpretedFunction.rewrite = rewrite_one_at_a_time
 
 
-def run_side_by_side(kernel, grid, arguments, sizes):
-    """Runs all programs of a kernel at the same time, so that they can wait for each other."""
+def run_some(kernel, programs, numbers, arguments, sizes):
+    """Runs those of a kernel's programs that have the ``numbers``; at the same time, if programs
+    of the kernel wait for each other."""
     builder, function = interpreter.interpreter_builder, kernel.rewrite()
     threads, errors = [], []
+    waiting = "arrived_ptr" in kernel.arg_names
 
     def run(index, arguments):
-        builder.set_grid_idx(*index)
+        builder.set_grid_idx(index, 0, 0)
         try:
             function(**arguments)
         except Exception as error:
             errors.append(error)
 
     def start(**arguments):
-        index = builder.grid_idx
+        builder.set_grid_dim(programs, 1, 1)
+        index = numbers[builder.grid_idx[0]]
+        if not waiting:
+            builder.set_grid_idx(index, 0, 0)
+            return function(**arguments)
         threads.append(threading.Thread(target=run, args=(index, arguments), daemon=True))
-        if len(threads) == grid[0]:
+        if len(threads) == len(numbers):
             for thread in reversed(threads):
                 thread.start()
             deadline = time.monotonic() + 120
@@ -141,7 +147,8 @@ def run_side_by_side(kernel, grid, arguments, sizes):
 
     start.__signature__ = inspect.signature(function)
     start.__annotations__ = function.__annotations__
-    interpreter.GridExecutor(start, kernel.arg_names, grid)(*arguments, **sizes)
+    tensors = [Tensor(array) for array in arguments]
+    interpreter.GridExecutor(start, kernel.arg_names, (len(numbers),))(*tensors, **sizes)
 
 
 def poisoned(output, zeroed):
@@ -155,19 +162,16 @@ def launch(kernel, grid, operands, outputs, zeroed, **sizes):
 
     Arrays lie between guards, which must stay untouched.
     """
-    tensors, guards = [], []
+    arrays, guards = [], []
     for array in (*operands, *(poisoned(o, i in zeroed) for i, o in enumerate(outputs))):
         guarded = np.full(array.size + 128, 7, array.dtype)
         guarded[64:-64] = np.asarray(array).ravel()
         guards.append(guarded)
-        tensors.append(Tensor(guarded[64:-64].reshape(array.shape)))
-    if "arrived_ptr" in kernel.arg_names:
-        run_side_by_side(kernel, grid, tensors, sizes)
-    else:
-        kernel[grid](*tensors, **sizes)
+        arrays.append(guarded[64:-64].reshape(array.shape))
+    run_some(kernel, grid[0], range(grid[0]), arrays, sizes)
     for guarded in guards:
         assert (guarded[:64] == 7).all() and (guarded[-64:] == 7).all()
-    return [tensor.array for tensor in tensors[len(operands) :]]
+    return arrays[len(operands) :]
 
 
 def triton_call(
