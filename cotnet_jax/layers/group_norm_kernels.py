@@ -39,14 +39,14 @@ def statistics(
     exists = lane < RUN
     start = (program // G) * (H * W * G * TAPS * CW) + (program % G) * (TAPS * CW)
     # Differences from the first pixel's mean keep the squares small where the mean is large.
-    origin = _first_mean(w_ptr + start + lane % CW, CW, TAPS)[None, :]
+    origin = _first_mean(w_ptr + start + lane % CW, CW, TAPS)
     row = tl.arange(0, STEP)[:, None]
     w = w_ptr + start + row * STRIDE + lane[None, :]
     total = tl.zeros((STEP, LANES), tl.float32)
     square = tl.zeros((STEP, LANES), tl.float32)
     for step in tl.range(0, (ROWS + STEP - 1) // STEP, num_stages=STAGES):
         mask = (row + step * STEP < ROWS) & exists[None, :]
-        difference = tl.load(w, mask, 0.0).to(tl.float32) - origin
+        difference = tl.load(w, mask, 0.0).to(tl.float32) - origin[None, :]
         difference = tl.where(mask, difference, 0.0)
         total += difference
         square += difference * difference
@@ -56,7 +56,7 @@ def statistics(
     square = _fold(tl.sum(square, 0), channel, CW, RUN)
     mean = total / (H * W * TAPS)
     variance = tl.maximum(square / (H * W * TAPS) - mean * mean, 0.0)
-    origin = _first_mean(w_ptr + start + tl.minimum(channel, CW - 1), CW, TAPS)
+    origin = _fold(origin, channel, CW, CW)
     tl.store(mean_ptr + program * CW + channel, origin + mean, channel < CW)
     # Not approximated: an error here is one of all of a picture's weights.
     factor = tl.div_rn(1.0, tl.sqrt_rn(variance + EPSILON))
