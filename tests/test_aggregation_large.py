@@ -27,8 +27,7 @@ TEAM = TeamTile(CHANNELS // 2, 2, 4, 1, False, resident=1)
 
 @pytest.fixture
 def ends(monkeypatch):
-    """Makes kernels run their first and last programs alone, and one picture a program where each
-    has its own."""
+    """Makes kernels run their first and last programs alone, in small tiles."""
 
     def call(kernel, programs, warps, operands, outputs, zeroed_outputs=(), **constants):
         del warps, zeroed_outputs
@@ -49,8 +48,6 @@ def ends(monkeypatch):
     monkeypatch.setattr(aggregation_triton, "call_kernel", call)
     monkeypatch.setattr(aggregation_triton, "aggregation_tile", tile)
     monkeypatch.setattr(aggregation_triton, "norm_tile", norm_tile)
-    monkeypatch.setattr(aggregation_triton, "PROGRAMS", MANY)
-    monkeypatch.setattr(aggregation_triton, "multiprocessors", lambda: 2**31)
 
 
 def batch(pictures, *shape, dtype=np.float16, seed=0):
