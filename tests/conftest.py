@@ -34,6 +34,7 @@ LONG_FILES = [
     "test_models",
     "test_train_step",
     "test_convert",
+    "test_aggregation_large",
 ]
 
 
