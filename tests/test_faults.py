@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import psutil
 import pytest
-from processes import TrainingRun
+from processes import TrainingRun, start_python
 from test_checkpoint import flip_a_bit, remove, truncate
 
 from cotnet_jax.checkpoint import CHECKPOINTS
@@ -183,6 +183,19 @@ def test_ctrl_c_is_one_line(tmp_path):
     )
     assert "Traceback" not in said
     assert group_is_gone(run)
+
+
+def test_nothing_is_said_of_what_workers_leave():
+    left = """
+        import multiprocessing, os
+        from cotnet_jax.data import worker_processes
+        with worker_processes._sheltered_from_signals():
+            lock = multiprocessing.get_context("spawn").Lock()
+        os._exit(0)
+    """
+    process = start_python(left)
+    # Until the process that cleans up has ended, too.
+    assert process.communicate(timeout=60) == ("", "")
 
 
 @pytest.mark.parametrize("module", ["absl", "cotnet_jax.train"])

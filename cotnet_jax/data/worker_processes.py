@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import Any
+from unittest import mock
 
 import grain
 
@@ -77,8 +78,10 @@ def _sheltered_from_signals() -> Iterator[None]:
     Schedulers and terminals send these to all processes of a run. The main process decides what
     follows, and needs its workers until it has.
     """
-    # Started later, by the first queue, it would let the signals through again.
-    resource_tracker.ensure_running()
+    # Started later, by the first queue, it would let the signals through again. It warns after the
+    # main process has said its last word, of what an interrupted one left for it to clean up.
+    with mock.patch.dict(os.environ, PYTHONWARNINGS="ignore:resource_tracker"):
+        resource_tracker.ensure_running()
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         yield
