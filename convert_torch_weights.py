@@ -10,7 +10,7 @@ import sys
 
 from absl import app, flags, logging
 
-from cotnet_jax import convert
+from cotnet_jax.weights import convert
 
 _INPUT = flags.DEFINE_string(
     "input",

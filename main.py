@@ -31,13 +31,13 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cotnet_jax import distributed
-from cotnet_jax.checkpoint import CheckpointError
+from cotnet_jax.checkpoint.checkpointer import CheckpointError
 from cotnet_jax.data.pipeline import UndecodableError
-from cotnet_jax.data.worker_processes import WorkerLostError
-from cotnet_jax.evaluate import evaluate_only
-from cotnet_jax.preemption import EXIT_CODE, PreemptedError
-from cotnet_jax.train import DivergedError, train
+from cotnet_jax.data.workers import WorkerLostError
+from cotnet_jax.distributed import initialize
+from cotnet_jax.distributed.preemption import EXIT_CODE, PreemptedError
+from cotnet_jax.training.evaluate import evaluate_only
+from cotnet_jax.training.loop import DivergedError, train
 
 # Their messages say what was wrong and what to do.
 EXPLAINED = (
@@ -87,7 +87,7 @@ def main(argv):
             "--workdir=DIR is missing; only --mode=evaluate with --config.init_from=PATH needs none"
         )
     logging.set_verbosity(logging.INFO)
-    with distributed.leaving():
+    with initialize.leaving():
         run_and_tell()
 
 
@@ -97,7 +97,7 @@ def run_and_tell():
         # From here on there is more to say and to close. In the background it may be ignored.
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        distributed.join(
+        initialize.join(
             CONFIG.value.distributed,
             coordinator_address=COORDINATOR_ADDRESS.value,
             num_processes=NUM_PROCESSES.value,
@@ -118,7 +118,7 @@ def run_and_tell():
             file=sys.stderr,
         )
         sys.exit(128 + signal.SIGINT)
-    if distributed.is_first():
+    if initialize.is_first():
         print(json.dumps(figures), flush=True)
         print(summary(figures), file=sys.stderr)
 

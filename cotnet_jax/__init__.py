@@ -2,13 +2,13 @@
 
 import importlib
 
-from cotnet_jax.inspection import cot_contexts
 from cotnet_jax.layers import CoTLayer, local_aggregation
-from cotnet_jax.models import create_model, list_models
-from cotnet_jax.torch_weights import from_torch_state_dict, to_torch_state_dict
+from cotnet_jax.models.contexts import cot_contexts
+from cotnet_jax.models.cotnet import create_model, list_models
+from cotnet_jax.weights.name_map import from_torch_state_dict, to_torch_state_dict
 
 # Orbax, which only reading weights needs, takes seconds to import.
-_IMPORTED_WHEN_USED = {"Predictor": "cotnet_jax.predictor", "load": "cotnet_jax.weights"}
+_IMPORTED_WHEN_USED = {"Predictor": "cotnet_jax.predictor", "load": "cotnet_jax.weights.load"}
 
 
 def __getattr__(name):

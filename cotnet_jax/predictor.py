@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cotnet_jax.data import class_names, transforms
-from cotnet_jax.data.mixing import normalize
-from cotnet_jax.inspection import CoTContexts, cot_contexts
-from cotnet_jax.models import create_model
-from cotnet_jax.torch_files import Kind
-from cotnet_jax.weights import Weights, read_weights
+from cotnet_jax.data.normalize import normalize
+from cotnet_jax.models.contexts import CoTContexts, cot_contexts
+from cotnet_jax.models.cotnet import create_model
+from cotnet_jax.weights.load import Weights, read_weights
+from cotnet_jax.weights.torch_files import Kind
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 

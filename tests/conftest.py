@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-import quick
+from helpers import quick
 
-# Before anything imports JAX. Several devices are made in processes of their own (processes.py),
-# since their number is fixed once JAX has started.
+# Before anything imports JAX. Several devices are made in processes of their own
+# (helpers/processes.py), since their number is fixed once JAX has started.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # With XLA_FLAGS= in the environment all is compiled as users compile it.
 os.environ.setdefault("XLA_FLAGS", quick.FLAGS)
@@ -32,7 +32,7 @@ LONG_FILES = [
     "test_train",
     "test_faults",
     "test_models",
-    "test_train_step",
+    "test_step",
     "test_convert",
     "test_aggregation_large",
 ]

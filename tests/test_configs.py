@@ -6,7 +6,7 @@ import re
 import pytest
 
 from configs import default
-from cotnet_jax.config_check import find_problems
+from cotnet_jax.config import find_problems
 
 # model: global batch, peak learning rate, weight decay, drop path, side in pixels, crop
 RECIPES = {

@@ -7,18 +7,18 @@ import pathlib
 import subprocess
 import sys
 
-import golden
 import jax
 import numpy as np
 import pytest
-import torch_file_builder as build
+from helpers import golden
+from helpers import torch_file_builder as build
 from PIL import Image
 
 import cotnet_jax
-from cotnet_jax import convert, torch_weights, weights
 from cotnet_jax.data import class_names, transforms
-from cotnet_jax.inspection import cot_contexts
+from cotnet_jax.models.contexts import cot_contexts
 from cotnet_jax.predictor import Predictor, find_pictures
+from cotnet_jax.weights import convert, load, name_map
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Weights of cotnet_tiny with 10 classes."""
-    shapes = torch_weights.torch_shapes("cotnet_tiny", num_classes=10)
+    shapes = name_map.torch_shapes("cotnet_tiny", num_classes=10)
     state_dict = golden.state_dict(shapes, 0)
     # Else the logits of so small a net hardly depend on the picture.
     state_dict["fc.weight"] *= 20
@@ -50,11 +50,11 @@ def pictures(tmp_path_factory):
 
 
 def test_probabilities_are_the_networks(folder, pictures):
-    predictor = Predictor(weights.read_weights(folder))
+    predictor = Predictor(load.read_weights(folder))
     paths = find_pictures([pictures])
     results = list(predictor.predict_files(paths, top=3, batch_size=2))
     assert [result["path"] for result in results] == [str(path) for path in paths]
-    model, variables = weights.load(folder)
+    model, variables = load.load(folder)
     apply = jax.jit(model.apply)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for path, result in zip(paths, results, strict=True):
@@ -115,7 +115,7 @@ def test_find_pictures(pictures, tmp_path):
 
 
 def test_names(folder):
-    read = weights.read_weights(folder)
+    read = load.read_weights(folder)
     assert Predictor(read).names[9] == "class 9"
     assert Predictor(read, list("abcdefghij")).names[9] == "j"
     with pytest.raises(ValueError, match="3 names were given, but the weights have 10 classes"):

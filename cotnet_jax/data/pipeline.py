@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from cotnet_jax.data import randaugment, transforms, worker_processes
+from cotnet_jax.data import randaugment, transforms, workers
 from cotnet_jax.data.real_labels import validation_number
 from cotnet_jax.data.sources import Source, open_source
 
@@ -268,9 +268,9 @@ def _batches(
         # Worker w makes parts w, w + workers, ... and they are taken in turn: the same stream.
         parts = parts.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=parts_ahead),
-            worker_init_fn=worker_processes.end_with_main_process,
+            worker_init_fn=workers.end_with_main_process,
         )
-        parts = worker_processes.StartTogether(parts)
+        parts = workers.StartTogether(parts)
     batches = parts.batch(rows // part, drop_remainder=True, batch_fn=_join)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=data.prefetch)
 
@@ -284,7 +284,7 @@ def _checked(
 ) -> Iterator[Batch]:
     """Counts the pictures that could not be decoded, each once, and stops at too many."""
     undecodable: set[int] = set()
-    with contextlib.closing(worker_processes.read(batches)) as read:
+    with contextlib.closing(workers.read(batches)) as read:
         for batch in read:
             indices = batch.pop("undecodable")
             for index in indices[indices >= 0].tolist():

@@ -1,13 +1,13 @@
 """The layers that CoTNets are made of, usable in other networks."""
 
-from cotnet_jax.layers.aggregation import local_aggregation
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.conv import Conv
 from cotnet_jax.layers.cot import CoTLayer
 from cotnet_jax.layers.drop_path import DropPath
-from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
+from cotnet_jax.layers.group_norm import TapGroupNorm
 from cotnet_jax.layers.split_attention import SplitAttention
-from cotnet_jax.layers.tap_group_norm import TapGroupNorm
+from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
+from cotnet_jax.ops.local_aggregation.plain import local_aggregation
 
 __all__ = [
     "BatchNorm",

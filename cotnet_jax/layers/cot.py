@@ -11,11 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cotnet_jax.layers.aggregation import local_aggregation
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.conv import Conv
-from cotnet_jax.layers.normalized_aggregation import normalized_local_aggregation
-from cotnet_jax.layers.tap_group_norm import TapGroupNorm
+from cotnet_jax.layers.group_norm import TapGroupNorm
+from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
+from cotnet_jax.ops.local_aggregation.plain import local_aggregation
 
 # Channels that share one aggregation weight.
 SHARE = 8
@@ -30,7 +30,8 @@ class CoTLayer(nn.Module):
 
     With ``mutable=["intermediates"]`` it gives, for a look inside: ``aggregation_weights``
     [N, H, W, G, K*K, C/8/G], ``static`` and ``dynamic`` [N, H, W, C], and ``dynamic_share``
-    [N, C], how much of the result is the dynamic context; ``cotnet_jax.inspection`` collects them.
+    [N, C], how much of the result is the dynamic context; ``cotnet_jax.models.contexts``
+    collects them.
 
     Attributes:
       kernel_size: K, odd, of the static context and of the aggregation.

@@ -1,0 +1,559 @@
+"""Checkpoints of a run: written in the background by Orbax, checked before they are trusted.
+
+Each step is one folder, put in place by one rename once it is whole. Beside Orbax's files it
+holds a manifest with the step's metrics and the checksums of its files (checksums.py).
+"""
+
+import contextlib
+import functools
+import logging as std_logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import (
+    PolicyCheckpointInfo,
+    PreservationContext,
+    PreservationPolicy,
+)
+
+from cotnet_jax.checkpoint import checksums
+from cotnet_jax.checkpoint.train_state import TrainState
+
+# A run's folder of checkpoints, in its workdir.
+CHECKPOINTS = "checkpoints"
+_ITEMS = ("weights", "ema", "optimizer")
+# The newest step may turn out to be damaged: the one before it must still be there.
+_KEEP_LATEST = 2
+# Attempts, 0.1 s apart, at removing an unfinished one.
+_REMOVALS = 20
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message says which, why, and what to do."""
+
+
+def weight_kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The kinds of weights that a run has; checkpoints are ranked by the top-1 of the last one."""
+    return ("raw", "ema") if config["ema"]["decay"] else ("raw",)
+
+
+def open_checkpoints(
+    workdir: epath.PathLike, config: Mapping[str, Any], *, read_only: bool = False
+) -> "Checkpointer":
+    """The checkpoints of the run in ``workdir``, whose configuration is ``config``."""
+    # A run that is only read may be of an earlier version, whose configuration has fewer fields.
+    writing = {"keep_best": 0}
+    if not read_only:
+        writing = {
+            "keep_best": config["checkpoint"]["keep_best"],
+            "timeout_seconds": config["distributed"]["slow_timeout_seconds"],
+        }
+    return Checkpointer(
+        epath.Path(workdir) / CHECKPOINTS,
+        best_metric=f"{weight_kinds(config)[-1]}_top1",
+        read_only=read_only,
+        **writing,
+    )
+
+
+def has_steps(directory: epath.PathLike) -> bool:
+    """Whether a folder of checkpoints is there and holds any, damaged or not."""
+    directory = epath.Path(directory)
+    return directory.is_dir() and bool(ocp.utils.checkpoint_steps(directory))
+
+
+class Checkpointer:
+    """Saves and restores a :class:`TrainState`; keeps the latest two steps and the best ones.
+
+    In a run of several processes every process calls every method, with the same arguments, and
+    ``directory`` is on a file system that all of them see. Usable as a context manager.
+
+    Args:
+      directory: folder of the checkpoints, made if missing.
+      keep_best: number of steps kept for their metric, besides the latest two.
+      best_metric: name in the metrics given to :meth:`save`; larger is better.
+      read_only: nothing is written, made or cleaned up; for reading another run's weights.
+      timeout_seconds: longest time that one process waits for the others to finish a write.
+
+    Raises:
+      CheckpointError: the directory cannot be written to, is not shared by all processes, or,
+        with ``read_only``, does not exist.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep_best: int = 0,
+        best_metric: str = "ema_top1",
+        read_only: bool = False,
+        timeout_seconds: int = 600,
+    ):
+        self.directory = epath.Path(directory).expanduser().resolve()
+        self._best_metric = best_metric
+        self._read_only = read_only
+        self._metrics: dict[int, dict[str, float]] = {}
+        self._writing: int | None = None
+
+        _quieten_orbax()
+        if read_only:
+            if not self.directory.is_dir():
+                raise CheckpointError(f"No checkpoints: the folder {self.directory} is missing.")
+        else:
+            _check_writable(self.directory)
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for item in _ITEMS:
+            # zstd takes 7 % off float weights, and cores away from decoding pictures.
+            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+            registry.add(item, ocp.args.PyTreeSave, handler)
+            registry.add(item, ocp.args.PyTreeRestore, handler)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                read_only=read_only,
+                save_interval_steps=0 if read_only else 1,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                preservation_policy=_KeepLatestAndBest(self._ranked, keep_best),
+                async_options=ocp.options.AsyncOptions(
+                    timeout_secs=timeout_seconds,
+                    post_finalization_callback=self._write_manifest_of_new_step,
+                ),
+            ),
+            handler_registry=registry,
+        )
+        self._load_metrics()
+
+    def all_steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending; one being written is among them."""
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        return max(self.all_steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step with the largest ``best_metric``, the later one of equals; None without any."""
+        return next(iter(self._ranked(self.all_steps())), None)
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """The metrics saved with a step; {} when it has none."""
+        return dict(self._metrics.get(step, {}))
+
+    def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> bool:
+        """Writes a checkpoint of ``state.step``; returns once the arrays are copied to the host.
+
+        A step that exists is not written again, but gains ``metrics`` if it had none.
+
+        Args:
+          state: replicated over all devices; may be donated as soon as this returns.
+          metrics: figures kept with the step; ``best_metric`` among them ranks it.
+
+        Returns:
+          Whether a write was started.
+
+        Raises:
+          CheckpointError: this or the previous write failed; older checkpoints are intact.
+        """
+        step = int(state.step)
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        self.wait()
+        if step in self.all_steps():
+            if metrics and not self.metrics(step):
+                self._metrics[step] = metrics
+                if jax.process_index() == 0:
+                    with self._explain_failure(step):
+                        folder = self._folder(step)
+                        files = checksums.read(folder)["files"]
+                        checksums.write(folder, files, {"metrics": metrics})
+            return False
+        self._metrics[step], self._writing = metrics, step
+        items = {
+            name: ocp.args.PyTreeSave(tree)
+            for name, tree in _to_items(state).items()
+            if tree is not None
+        }
+        with self._explain_failure(step):
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        return True
+
+    def wait(self) -> None:
+        """Returns when the write under way is finished and in place.
+
+        Raises:
+          CheckpointError: it failed; older checkpoints are intact.
+        """
+        with self._explain_failure(self._writing):
+            self._manager.wait_until_finished()
+        self._writing = None
+
+    def close(self) -> None:
+        """Finishes the write under way and ends the background threads.
+
+        Raises:
+          CheckpointError: the write failed; older checkpoints are intact.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        try:
+            self.close()
+        except CheckpointError as close_error:
+            if error is None:
+                raise
+            logging.error("%s", close_error)
+
+    def restore_latest(self, example: TrainState) -> TrainState | None:
+        """The newest checkpoint that reads back whole, or None when there is none at all.
+
+        A damaged newer one is named in a warning and renamed to STEP.damaged, so that its step
+        can be written again.
+
+        Args:
+          example: arrays or ``jax.ShapeDtypeStruct`` with shardings; the restored arrays get its
+            structure and shardings, whatever devices and processes wrote them.
+
+        Raises:
+          CheckpointError: all checkpoints are damaged, or the newest whole one is of another
+            model or of other options.
+        """
+        self.wait()
+        step, damaged = self._newest_whole(self.all_steps()[::-1])
+        if step is None:
+            return None
+        if damaged and not self._read_only:
+            self._set_aside(damaged)
+        return self._restore(step, example)
+
+    def restore_weights(
+        self, step: int | str = "latest", which: str = "ema"
+    ) -> dict[str, dict[str, Any]]:
+        """The weights of one checkpoint, without reading the optimizer.
+
+        Args:
+          step: a step, "latest" or "best"; the latter two pass over damaged ones with a warning.
+          which: "ema" or "raw".
+
+        Returns:
+          {"params", "batch_stats"}, nested dicts of NumPy arrays.
+
+        Raises:
+          CheckpointError: there is no such step, it is damaged, or it has no moving average.
+          ValueError: ``step`` or ``which`` is none of the above.
+        """
+        if which not in ("ema", "raw"):
+            raise ValueError(f'which must be "ema" or "raw", not {which!r}.')
+        self.wait()
+        if step == "latest":
+            candidates = self.all_steps()[::-1]
+        elif step == "best":
+            candidates = self._ranked(self.all_steps())
+        elif isinstance(step, int):
+            candidates = [step] if step in self.all_steps() else []
+        else:
+            raise ValueError(f'step must be a number, "latest" or "best", not {step!r}.')
+        if not candidates:
+            wanted = f"{step} step" if isinstance(step, str) else f"step {step}"
+            raise CheckpointError(
+                f"No checkpoint of the {wanted} in {self.directory}; "
+                f"there are: {_shorten(self.all_steps()) or 'none'}."
+            )
+        found, _ = self._newest_whole(candidates)
+        item = {"ema": "ema", "raw": "weights"}[which]
+        saved = self._saved_arrays(found)
+        if item not in saved:
+            raise CheckpointError(
+                f"The checkpoint of step {found} in {self.directory} has no moving average: the "
+                'run had it off. Ask for the raw weights (which="raw").'
+            )
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[item])
+        args = {item: ocp.args.PyTreeRestore(restore_args=restore_args)}
+        return self._read(found, args)[item]
+
+    def _ranked(self, steps: Sequence[int]) -> list[int]:
+        """The steps that have ``best_metric``, best first."""
+
+        def value(step: int) -> float:
+            return self._metrics.get(step, {}).get(self._best_metric, np.nan)
+
+        measured = [step for step in steps if not np.isnan(value(step))]
+        return sorted(measured, key=lambda step: (value(step), step), reverse=True)
+
+    def _folder(self, step: int) -> epath.Path:
+        return self.directory / str(step)
+
+    def _load_metrics(self) -> None:
+        for step in self.all_steps():
+            with contextlib.suppress(checksums.DamageError):
+                self._metrics[step] = checksums.read(self._folder(step))["metrics"]
+
+    def _write_manifest_of_new_step(self) -> None:
+        """Called by Orbax on the first process, after the last file and before the rename."""
+        step = self._writing
+        folder = next(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"), self._folder(step))
+        checksums.write(folder, checksums.checksums(folder), {"metrics": self._metrics[step]})
+
+    def _newest_whole(self, steps: Sequence[int]) -> tuple[int | None, Sequence[int]]:
+        """The first whole one of ``steps``, and the damaged ones before it."""
+        problems = []
+        if jax.process_index() == 0:
+            for step in steps:
+                try:
+                    checksums.check(self._folder(step))
+                    break
+                except checksums.DamageError as error:
+                    problems.append(f"step {step}: {error}")
+                    logging.warning("Damaged checkpoint in %s: %s", self.directory, problems[-1])
+        damaged = len(problems)
+        if jax.process_count() > 1:
+            # One process looks and decides for all: they must not disagree.
+            damaged = int(multihost_utils.broadcast_one_to_all(np.int32(damaged)))
+        if damaged < len(steps):
+            if damaged:
+                logging.warning("Using the checkpoint of step %d instead.", steps[damaged])
+            return steps[damaged], steps[:damaged]
+        if damaged:
+            listed = "\n  ".join(problems) or "the first process says how"
+            raise CheckpointError(
+                f"No checkpoint in {self.directory} can be read:\n  {listed}\n"
+                "Put back a copy of it, or start anew with another --workdir."
+            )
+        return None, []
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                folder = self._folder(step)
+                target = folder.with_name(f"{step}.damaged")
+                if target.exists():
+                    target.rmtree()
+                folder.rename(target)
+                logging.warning("Renamed the damaged %s to %s.", folder, target.name)
+        _barrier("cotnet_jax set damaged checkpoints aside")
+        self._manager.reload()
+
+    def _restore(self, step: int, example: TrainState) -> TrainState:
+        abstract = {
+            name: jax.tree.map(_abstract, tree)
+            for name, tree in _to_items(example).items()
+            if tree is not None
+        }
+        saved = self._saved_arrays(step)
+        differences = _differences(saved, abstract)
+        if differences:
+            raise CheckpointError(
+                f"The checkpoint of step {step} in {self.directory} does not fit this run "
+                f"({len(differences)} differences):\n  {_shorten(differences, chr(10) + '  ')}\n"
+                "It was made by another model or with other options: use that run's config, or "
+                "another --workdir."
+            )
+        args = {
+            name: ocp.args.PyTreeRestore(
+                item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+            )
+            for name, tree in abstract.items()
+        }
+        return _from_items(self._read(step, args), example)
+
+    def _saved_arrays(self, step: int) -> dict[str, Any]:
+        """{item: nested dict of array descriptions} of what a step holds."""
+        return {
+            name: metadata.tree
+            for name, metadata in self._manager.item_metadata(step).items()
+            if name in _ITEMS and metadata is not None
+        }
+
+    def _read(self, step: int, args: Mapping[str, ocp.args.PyTreeRestore]) -> ocp.args.Composite:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:
+            raise CheckpointError(
+                f"Could not read the checkpoint of step {step} in {self.directory}: "
+                f"{_cause(error)}."
+            ) from error
+
+    def _remove_unfinished(self, step: int | None) -> None:
+        """Removes what a failed write of a step left, in which others of its threads still work."""
+        for _ in range(_REMOVALS):
+            leftovers = list(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+            if not leftovers:
+                break
+            for leftover in leftovers:
+                with contextlib.suppress(OSError):
+                    leftover.rmtree()
+            time.sleep(0.1)
+
+    @contextlib.contextmanager
+    def _explain_failure(self, step: int | None) -> Iterator[None]:
+        """Turns a failed write into one CheckpointError, and frees what it had written."""
+        try:
+            yield
+        except Exception as error:
+            self._writing = None
+            self._metrics.pop(step, None)
+            logging.debug("Failed to write step %s", step, exc_info=True)
+            if jax.process_index() == 0:
+                self._remove_unfinished(step)
+            with contextlib.suppress(OSError):
+                self._manager.reload()
+            raise CheckpointError(
+                f"Could not write the checkpoint of step {step} to {self.directory}: "
+                f"{_cause(error)}. Earlier checkpoints are intact (steps: "
+                f"{_shorten(self.all_steps()) or 'none'}). Make room or mend the folder, then "
+                "start the same command again."
+            ) from None
+
+
+class _KeepLatestAndBest(PreservationPolicy):
+    """Orbax's BestN alone would delete the latest step when it is not among the best."""
+
+    def __init__(self, ranked: Callable[[Sequence[int]], list[int]], keep_best: int):
+        self._ranked = ranked
+        self._keep_best = keep_best
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> list[bool]:
+        del context
+        steps = sorted(info.step for info in checkpoints)
+        kept = {*steps[-_KEEP_LATEST:], *self._ranked(steps)[: self._keep_best]}
+        return [info.step in kept for info in checkpoints]
+
+
+def _to_items(state: TrainState) -> dict[str, Any]:
+    """The parts that are stored apart, so that the weights can be read without the rest."""
+    return {
+        "weights": {"params": state.params, "batch_stats": state.batch_stats},
+        "ema": state.ema,
+        "optimizer": {
+            "step": state.step,
+            "key": state.key,
+            # Plain dicts: the file then does not depend on optax's classes.
+            "opt_state": flax.serialization.to_state_dict(state.opt_state),
+        },
+    }
+
+
+def _from_items(items: Mapping[str, Any], example: TrainState) -> TrainState:
+    optimizer = items["optimizer"]
+    return TrainState(
+        step=optimizer["step"],
+        params=items["weights"]["params"],
+        batch_stats=items["weights"]["batch_stats"],
+        ema=None if example.ema is None else items["ema"],
+        opt_state=flax.serialization.from_state_dict(example.opt_state, optimizer["opt_state"]),
+        key=optimizer["key"],
+    )
+
+
+def _abstract(leaf) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+
+def _differences(saved, wanted) -> list[str]:
+    def describe(tree) -> dict[str, str]:
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): (
+                f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+            )
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    saved, wanted = describe(saved), describe(wanted)
+    return [
+        f"{name}: {saved.get(name, 'absent')} in the checkpoint, "
+        f"{wanted.get(name, 'absent')} in this run"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+
+
+def _shorten(items: Sequence, separator: str = ", ", longest: int = 10) -> str:
+    shown = separator.join(str(item) for item in items[:longest])
+    return shown + (f"{separator}..." if len(items) > longest else "")
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong at the root of a chain of exceptions, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    # TensorStore's messages name the same path three times around the reason.
+    code = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(code[1])) if code else f"{type(error).__name__}: {text[:500]}"
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _check_writable(directory: epath.Path) -> None:
+    """Finds out at the start, not after the first epoch, that nothing can be saved here."""
+    token, problem = time.time_ns() % 2**31, ""
+    if jax.process_index() == 0:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / f".probe-{token}").write_text("")
+        except OSError as error:
+            token, problem = -1, f": {error}"
+    everywhere = True
+    if jax.process_count() > 1:
+        token = int(multihost_utils.broadcast_one_to_all(np.int32(token)))
+        here = token >= 0 and (directory / f".probe-{token}").exists()
+        everywhere = bool(np.all(multihost_utils.process_allgather(np.int32(here))))
+    if token < 0:
+        raise CheckpointError(
+            f"Cannot write checkpoints to {directory}{problem}. Choose a --workdir that can be "
+            "written to."
+        )
+    if jax.process_index() == 0:
+        (directory / f".probe-{token}").unlink()
+    if not everywhere:
+        raise CheckpointError(
+            f"{directory} is not the same folder on all {jax.process_count()} processes. Choose "
+            "a --workdir on a file system that all hosts share."
+        )
+
+
+@functools.cache
+def _quieten_orbax() -> None:
+    """Once a process: leaves the telling of a failed write to CheckpointError alone."""
+    logging.get_absl_logger().addFilter(_hide_orbax_details)
+    # The arrays that fail after the first one: each is a task that nobody asks for its result.
+    asyncio_logger = std_logging.getLogger("asyncio")
+    asyncio_logger.addFilter(lambda record: "/orbax/" not in record.getMessage())
+    earlier_hook = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        # TensorStore tells of those arrays to an event loop that has ended.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            earlier_hook(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _hide_orbax_details(record: std_logging.LogRecord) -> bool:
+    """Keeps Orbax from burying the run's own lines: thirty at INFO for each write, and hundreds
+    of traceback at ERROR for each failure, which is raised as CheckpointError besides."""
+    expected = record.levelno != std_logging.WARNING or "read only" in str(record.msg)
+    return not expected or "/orbax/" not in record.pathname

@@ -1,0 +1,29 @@
+"""Normalisation of pixels by mean and standard deviation, on the device."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def normalize(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype
+) -> jax.Array:
+    """(images - mean) / std for pixels 0..255, [..., C].
+
+    Args:
+      images: uint8 or float, values 0..255.
+      mean, std: C numbers each, on the 0..1 scale.
+      dtype: of the result; the arithmetic is at least float32.
+
+    Returns:
+      dtype, shaped like images.
+    """
+    compute = jnp.promote_types(compute_dtype(images), dtype)
+    scale = 255 * jnp.asarray(std, compute)
+    return ((images.astype(compute) - 255 * jnp.asarray(mean, compute)) / scale).astype(dtype)
+
+
+def compute_dtype(images: jax.Array) -> jnp.dtype:
+    """float64 for float64 images, else float32."""
+    return jnp.promote_types(images.dtype, jnp.float32)

@@ -1,0 +1,5 @@
+"""The networks: their table, and what is inside them."""
+
+from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
+
+__all__ = ["CoTNet", "create_model", "list_models"]

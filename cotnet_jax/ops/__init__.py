@@ -1,0 +1,1 @@
+"""Array functions with gradients of their own, in XLA's form and as kernels."""

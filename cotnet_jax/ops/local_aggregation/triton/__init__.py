@@ -1,0 +1,1 @@
+"""The Triton kernels of local aggregation, and how they are launched."""

@@ -1,0 +1,307 @@
+"""Checks the aggregation kernels on this machine's NVIDIA GPU; exits with 1 above a tolerance.
+
+    python -m cotnet_jax.tools.check_kernels shapes [--models=cotnet50,...] [--sizes=224,320]
+    python -m cotnet_jax.tools.check_kernels large
+    python -m cotnet_jax.tools.check_kernels models [--models=cotnet50,...] [--size=224]
+        [--batch=32] [--dtypes=float32,bfloat16] [--passes=logits,gradients,smooth]
+
+shapes: at every shape that the models' CoT layers have, the relative L2 error of each result and
+gradient against float64 on the CPU, on random data, in memory that was filled with NaN before.
+large: more than 2^31 values; the first, a middle and the last pictures are those of a small batch.
+models: the relative L2 difference between the kernels and XLA's form, with full-precision matrix
+products, of the logits in evaluation and of all gradients of a training step. Rounding moves a
+few activations over the kink of a ReLU or to another maximum of a pool, and each changes its
+gradient by all of it: a share e of the activations changes the norm by sqrt(e). So the gradients
+are held against what XLA's form itself makes of pictures changed in their last bit, and "smooth"
+compares the same networks with SiLU for ReLU and average pools for maximum pools, which have
+no kinks. Batch statistics of fewer pictures amplify rounding more: those of 8 leave 1e-5 in XLA's
+own float32 gradients of some models. In bfloat16 every activation is rounded, and XLA's form
+against its float32 says how much that alone changes.
+"""
+
+import argparse
+import contextlib
+import functools
+import sys
+import time
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cotnet_jax.layers import pooling
+from cotnet_jax.models.cotnet import create_model, list_models
+from cotnet_jax.ops.local_aggregation import dispatch
+from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
+from cotnet_jax.ops.local_aggregation.plain import local_aggregation
+from cotnet_jax.tools.benchmark_ops import on_poisoned_memory
+
+SHAPE_TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3}
+MODEL_TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
+# A gradient may differ by so many times what the pictures' last bit changes.
+LAST_BITS = 5
+LARGE_TOLERANCE = 1e-3
+PICTURES = 3
+
+
+def random_variables(model, images, seed=0):
+    """Parameters and running statistics of moderate size, without compiling ``model.init``."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    random = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        noise = random.standard_normal(leaf.shape)
+        name = path[-1].key
+        if name == "kernel":
+            array = noise / np.sqrt(np.prod(leaf.shape[:-1]))
+        elif name == "scale" and path[-2].key == "bn3":
+            # Small residual branches: large ones amplify rounding a thousandfold by the last block.
+            array = 0.01 * (1 + 0.1 * noise)
+        elif name in ("scale", "var"):
+            array = 1 + 0.1 * np.abs(noise)
+        else:
+            array = 0.1 * noise
+        return jnp.asarray(array, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def difference(got, expected) -> float:
+    """Relative L2 norm over all leaves together."""
+    square = total = 0.0
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        square += np.sum(np.square(a - b))
+        total += np.sum(np.square(b))
+    return float(np.sqrt(square / total))
+
+
+def make_program(model, kind, labels, kernels: bool):
+    """The compiled-once function (variables, images) -> logits in evaluation, or the parameters'
+    gradients in training, with or without kernels."""
+    model = model.clone(implementation="triton" if kernels else "xla", fused=kernels)
+
+    def loss(params, variables, images):
+        variables = {**variables, "params": params}
+        logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits), -1))
+
+    def gradients(variables, images):
+        with smooth() if kind == "smooth" else contextlib.nullcontext():
+            return jax.grad(loss)(variables["params"], variables, images)
+
+    return jax.jit(model.apply if kind == "logits" else gradients)
+
+
+@contextlib.contextmanager
+def smooth():
+    """Inside it networks are traced without kinks."""
+
+    def average_pool(x, strides):
+        return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
+
+    with (
+        mock.patch.object(nn, "relu", nn.silu),
+        mock.patch.object(pooling, "max_pool_3x3", average_pool),
+    ):
+        yield
+
+
+def aggregation_shapes(name, size):
+    """{(H, W, groups, weight channels, channels)} of a model's CoT layers, for square pictures."""
+    model = create_model(name)
+    images = jnp.zeros((1, size, size, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    look = functools.partial(model.apply, mutable=["intermediates"])
+    _, state = jax.eval_shape(look, variables, images)
+    layers = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
+        *layer, what, _ = path
+        layers.setdefault(tuple(layer), {})[what.key] = leaf.shape
+    return {
+        (*shapes["aggregation_weights"][1:4], shapes["aggregation_weights"][5], shapes["static"][3])
+        for shapes in layers.values()
+        if "aggregation_weights" in shapes
+    }
+
+
+def operations(implementation):
+    """{name: function of the values, weights, scale and bias, output scale and shift}."""
+
+    def with_gradients(function, count):
+        def both(*operands):
+            *operands, gradient = operands
+            value, pullback = jax.vjp(function, *operands[:count])
+            return value, *pullback(gradient)
+
+        return both
+
+    plain = functools.partial(local_aggregation, implementation=implementation)
+    normalized = functools.partial(normalized_local_aggregation, implementation=implementation)
+
+    def activated(values, weights, scale, bias, output_scale, output_shift, gradient):
+        del gradient
+        affine = {"output_scale": output_scale, "output_shift": output_shift}
+        return (normalized(values, weights, scale, bias, **affine),)
+
+    return {
+        "plain": with_gradients(plain, 2),
+        "normalized": with_gradients(normalized, 4),
+        "activated": activated,
+    }
+
+
+def make_operands(pictures, shape, dtype, seed=0):
+    """Random NumPy operands of ``operations``, and a gradient; of one dtype but for the scales."""
+    height, width, groups, weight_channels, channels = shape
+    values = (pictures, height, width, channels)
+    taps = (groups, 9, weight_channels)
+    random = np.random.default_rng(seed)
+    shapes = (values, (*values[:3], *taps), taps, taps, (channels,), (channels,), values)
+    arrays = [random.standard_normal(each, np.float32) for each in shapes]
+    return [a.astype(dtype) if a.ndim > 3 else a for a in arrays]
+
+
+def check_shapes(names, sizes) -> bool:
+    """Prints the errors of all operations at all shapes; whether all are within tolerance."""
+    shapes = sorted(set().union(*(aggregation_shapes(n, s) for n in names for s in sizes)))
+    cpu = jax.devices("cpu")[0]
+    worst = dict.fromkeys(SHAPE_TOLERANCE, 0.0)
+    print("errors of: result, then gradients of values, weights, scale, bias")
+    for shape in shapes:
+        for dtype in SHAPE_TOLERANCE:
+            operands = make_operands(PICTURES, shape, jnp.dtype(dtype))
+            with jax.enable_x64(True), jax.default_device(cpu):
+                wide = [jnp.asarray(a.astype(np.float64)) for a in operands]
+                exact = {
+                    name: jax.device_get(jax.jit(function)(*select(name, wide)))
+                    for name, function in operations("xla").items()
+                }
+            for name, function in operations("triton").items():
+                device = [jnp.asarray(a) for a in select(name, operands)]
+                results, poisoned = on_poisoned_memory(function, device)
+                errors = [difference(a, b) for a, b in zip(results, exact[name], strict=True)]
+                worst[dtype] = max(worst[dtype], *errors, key=lambda e: (np.isnan(e), e))
+                h, w, groups, _, channels = shape
+                print(
+                    f"{h}x{w}x{channels}, {groups} group{'s'[: groups > 1]:2} {dtype:9} {name:10} "
+                    + " ".join(f"{error:.1e}" for error in errors)
+                    + f"   on NaN: {poisoned} of {len(results)}",
+                    flush=True,
+                )
+    for dtype, error in worst.items():
+        print(f"{dtype}: {len(shapes)} shapes, largest error {error:.2e}")
+    return all(error <= SHAPE_TOLERANCE[dtype] for dtype, error in worst.items())
+
+
+def select(name, operands):
+    """The operands that an operation takes, the gradient last."""
+    return [*operands[: {"plain": 2, "normalized": 4, "activated": 6}[name]], operands[-1]]
+
+
+def check_large() -> bool:
+    """Runs more than 2^31 values through all operations, at the first shape of cotnet50."""
+    shape, ends = (56, 56, 1, 8, 64), 2
+    pictures = 2**31 // (56 * 56 * 64) + 8
+
+    def around(array, middle):
+        """``ends`` pictures, so many of zeros, and ``ends`` other pictures."""
+        array = jnp.asarray(array)
+        if array.ndim < 4:
+            return array
+        zeros = jnp.zeros((middle, *array.shape[1:]), array.dtype)
+        return jnp.concatenate([array[:ends], zeros, array[ends:]])
+
+    good = True
+    for name, function in operations("triton").items():
+        program = jax.jit(function)
+        operands = select(name, make_operands(2 * ends, shape, jnp.bfloat16))
+        expected = program(*(around(a, 1) for a in operands))
+        results = program(*(around(a, pictures - 2 * ends) for a in operands))
+        for number, (array, wanted) in enumerate(zip(results, expected, strict=True)):
+            if array.ndim < 4:
+                # A gradient of scale or bias, summed over all pictures.
+                error = difference(array, wanted)
+            else:
+                # The middle's pictures are all alike.
+                equal = jnp.all(array[ends:-ends] == wanted[ends])
+                outer = difference((array[:ends], array[-ends:]), (wanted[:ends], wanted[-ends:]))
+                error = outer if equal else np.inf
+            good &= error <= LARGE_TOLERANCE
+            print(f"{name:10} result {number}: {array.size:,} elements, error {error:.1e}")
+    return good
+
+
+def check_models(names, size, batch, dtypes, passes) -> bool:
+    """Prints the differences of whole models; whether all are within tolerance."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    random = np.random.default_rng(1)
+    images = random.standard_normal((batch, size, size, 3), np.float32)
+    labels = jax.nn.one_hot(random.integers(0, 1000, batch), 1000)
+    good = True
+    for name in names:
+        for kind in passes:
+            exact = None
+            for dtype in dtypes:
+                start = time.monotonic()
+                model = create_model(name, dtype=jnp.dtype(dtype))
+                variables = random_variables(model, images)
+                pictures = jnp.asarray(images, dtype)
+                kernels = make_program(model, kind, labels, True)(variables, pictures)
+                program = make_program(model, kind, labels, False)
+                xla = program(variables, pictures)
+                changed = program(variables, jnp.nextafter(pictures, jnp.inf))
+                error, by_last_bit = difference(kernels, xla), difference(changed, xla)
+                line = (
+                    f"{name:17} {kind:9} {dtype:8} kernels against XLA {error:.1e}, "
+                    f"XLA with the last bit changed {by_last_bit:.1e}"
+                )
+                tolerance = MODEL_TOLERANCE[dtype]
+                if kind != "logits":
+                    tolerance = max(tolerance, LAST_BITS * by_last_bit)
+                if dtype == "float32":
+                    exact = xla
+                elif exact is not None:
+                    by_dtype = difference(xla, exact)
+                    tolerance = max(tolerance, by_dtype)
+                    line += f", XLA against float32 {by_dtype:.1e}"
+                good &= error <= tolerance
+                verdict = "" if error <= tolerance else " ABOVE TOLERANCE"
+                print(f"{line}{verdict}   ({time.monotonic() - start:.0f} s)", flush=True)
+    return good
+
+
+def require_kernels(parser: argparse.ArgumentParser) -> None:
+    """Ends the program where the kernels cannot run."""
+    if not dispatch.kernel_available():
+        needs = f"they need an NVIDIA GPU and {dispatch.INSTALL}"
+        parser.exit(1, f"no kernels to check: {needs}\n")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["shapes", "large", "models"])
+    parser.add_argument("--models", default=",".join(list_models()), help="by comma")
+    parser.add_argument("--sizes", default="224,320", help="of pictures, for shapes, by comma")
+    parser.add_argument("--size", type=int, default=224, help="of pictures, for models")
+    parser.add_argument("--batch", type=int, default=32, help="pictures")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="by comma")
+    parser.add_argument("--passes", default="logits,gradients,smooth", help="by comma")
+    options = parser.parse_args(arguments)
+    require_kernels(parser)
+    names = options.models.split(",")
+    print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}")
+    if options.what == "shapes":
+        good = check_shapes(names, [int(size) for size in options.sizes.split(",")])
+    elif options.what == "large":
+        good = check_large()
+    else:
+        dtypes, passes = options.dtypes.split(","), options.passes.split(",")
+        good = check_models(names, options.size, options.batch, dtypes, passes)
+    sys.exit(not good)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Weights of trained models: reading, converting, naming."""

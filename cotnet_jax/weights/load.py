@@ -1,0 +1,358 @@
+"""Weights of a trained model, from whatever holds them: a file of PyTorch, a folder, a run."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from cotnet_jax.checkpoint.checkpointer import (
+    CHECKPOINTS,
+    CheckpointError,
+    open_checkpoints,
+    weight_kinds,
+)
+from cotnet_jax.data import class_names
+from cotnet_jax.layers import initializers
+from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
+from cotnet_jax.weights import folder, identify
+from cotnet_jax.weights.folder import WeightsError
+from cotnet_jax.weights.name_map import from_torch_state_dict
+from cotnet_jax.weights.torch_files import Kind, TorchCheckpoint, is_unpacked, read_torch_checkpoint
+
+# A run's folder: what it was told, and the names of its classes.
+CONFIG = "config.json"
+CLASSES = "classes.txt"
+# The largest model of the table has 3,600; comparing names takes time in proportion to the square.
+_MOST_TENSORS = 10_000
+_SETTINGS = ("image_size", "crop", "interpolation", "mean", "std")
+_CONFIG_FIELDS = (
+    ("model", "name"),
+    ("model", "output_stride"),
+    ("ema", "decay"),
+    ("data", "name"),
+    *(("data", key) for key in _SETTINGS),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Variables of a model, and what is known about them.
+
+    Attributes:
+      model: name of the model, as in ``list_models()``.
+      variables: {"params", "batch_stats"}, nested dicts of float32 NumPy arrays.
+      kind: "ema" (moving averages) or "raw".
+      settings: of evaluation: image_size in pixels, crop, interpolation, mean, std.
+      attributes: further ones of ``create_model`` that they were trained with.
+      class_names: of the logits in order, where they are known.
+      batches: training batches that BatchNorm has seen, PyTorch's ``num_batches_tracked``.
+      source: where they are from: "file", and what is known of it.
+      notes: what was read, taken and left out, a line each.
+    """
+
+    model: str
+    variables: dict[str, dict]
+    kind: Kind
+    settings: dict[str, Any]
+    attributes: dict[str, Any]
+    class_names: tuple[str, ...] | None
+    batches: int
+    source: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits; 0 where there is no classifier."""
+        head = self.variables["params"].get("head")
+        return head["kernel"].shape[-1] if head else 0
+
+    @property
+    def input_channels(self) -> int:
+        return self.variables["params"]["stem"]["conv1"]["kernel"].shape[-2]
+
+    def parameter_count(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
+
+
+def load(
+    path: str | os.PathLike,
+    num_classes: int | None = None,
+    weights: Kind | None = None,
+    model: str | None = None,
+    **attributes,
+) -> tuple[CoTNet, dict[str, dict]]:
+    """Loads a model with its weights.
+
+    Args:
+      path: a folder of convert_torch_weights.py, the workdir of a training run (its best
+        checkpoint) or one step of it, WORKDIR/checkpoints/STEP, or a .pth.tar, .pth or
+        .safetensors file of PyTorch.
+      num_classes: another number than the weights' own gives a new classifier with random
+        weights, for fine-tuning, and says so; 0 leaves the classifier out.
+      weights: which ones, where there are both; None takes the moving averages (EMA).
+      model: name, for PyTorch files that fit several models.
+      **attributes: further ones of ``create_model``: dtype, drop_rate, output_stride, ...
+
+    Returns:
+      (model, variables): a linen module, and {"params", "batch_stats"} for
+      ``model.apply(variables, images)``, arrays of the model's ``param_dtype``.
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: damaged, no weights, not those asked for, or they do not fit the model.
+    """
+    read = read_weights(path, weights, model)
+    variables = read.variables
+    if num_classes is not None and num_classes != read.num_classes:
+        variables = _with_new_head(variables, num_classes)
+        logging.warning(
+            "%s: its classifier of %d classes is replaced by %s.",
+            path,
+            read.num_classes,
+            f"one of {num_classes} with random weights" if num_classes else "none",
+        )
+    else:
+        num_classes = read.num_classes
+    net = create_model(read.model, num_classes=num_classes, **read.attributes | attributes)
+    return net, jax.tree.map(lambda leaf: jnp.asarray(leaf, net.param_dtype), variables)
+
+
+def read_weights(
+    path: str | os.PathLike,
+    weights: Kind | None = None,
+    model: str | None = None,
+) -> Weights:
+    """Reads weights without making the model; arguments and errors as of ``load``."""
+    path = pathlib.Path(path)
+    if weights not in (None, "ema", "raw"):
+        raise ValueError(f"weights must be 'ema', 'raw' or None, not {weights!r}")
+    in_checkpoints = path.name.isdecimal() and path.parent.name == CHECKPOINTS
+    if not (path.parent if in_checkpoints else path).exists():
+        raise FileNotFoundError(
+            f"no file or folder {path}; give a folder of convert_torch_weights.py, the workdir of "
+            f"a training run or its {CHECKPOINTS}/STEP, or a .pth.tar, .pth or .safetensors file"
+        )
+    if folder.is_weights_folder(path):
+        read = _read_folder(path, weights)
+    elif _is_workdir(path):
+        read = _read_workdir(path, weights)
+    elif in_checkpoints:
+        read = _read_workdir(path.parent.parent, weights, int(path.name))
+    elif path.is_dir() and not is_unpacked(path):
+        raise WeightsError(
+            f"{path}: neither a folder of convert_torch_weights.py (it has no "
+            f"{folder.DESCRIPTION}), nor the workdir of a training run (no {CONFIG})"
+        )
+    else:
+        return _read_torch(path, weights, model)
+    if model not in (None, read.model):
+        raise WeightsError(f"{path}: holds weights of {read.model}, not of {model}")
+    return read
+
+
+def is_converted_or_trained(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is a folder of convert_torch_weights.py or a training run's workdir."""
+    return folder.is_weights_folder(path) or _is_workdir(pathlib.Path(path))
+
+
+def _is_workdir(path):
+    return path.is_dir() and ((path / CHECKPOINTS).is_dir() or (path / CONFIG).is_file())
+
+
+def _read_folder(path, weights):
+    description = folder.read_description(path)
+    kind = description["weights"]
+    if weights not in (None, kind):
+        raise WeightsError(
+            f"{path}: holds {kind} weights alone; convert {description['source'].get('file')} "
+            f"again with --weights={weights}"
+        )
+    return Weights(
+        model=description["model"],
+        variables=folder.read_arrays(path),
+        kind=kind,
+        settings=_settings(description["default_cfg"]),
+        attributes={},
+        class_names=None,
+        batches=description["num_batches_tracked"],
+        source=description["source"],
+        notes=(f"{path}: {kind} weights of {description['model']}",),
+    )
+
+
+def _read_workdir(path, weights, step=None):
+    """A run's checkpoint of a step, or else its best one, or its latest where none is evaluated."""
+    config = _read_config(path / CONFIG)
+    try:
+        kind = weights or weight_kinds(config)[-1]
+        with open_checkpoints(path, config, read_only=True) as checkpointer:
+            if step is not None:
+                which, variables = "chosen", checkpointer.restore_weights(step, kind)
+            else:
+                step = checkpointer.best_step()
+                which = "latest" if step is None else "best"
+                step = checkpointer.latest_step() if step is None else step
+                variables = checkpointer.restore_weights(which, kind)
+            metrics = checkpointer.metrics(step)
+    except CheckpointError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    data, model = config["data"], config["model"]
+    return Weights(
+        model=model["name"],
+        variables=variables,
+        kind=kind,
+        settings={key: data[key] for key in _SETTINGS},
+        attributes={"output_stride": model["output_stride"]},
+        class_names=_class_names(path, data["name"]),
+        batches=step,
+        source={"file": path.resolve().name, "format": "workdir", "step": step, **metrics},
+        notes=(f"{path}: {kind} weights of {model['name']}, {which} checkpoint, step {step}",),
+    )
+
+
+def _class_names(workdir, dataset):
+    if (workdir / CLASSES).is_file():
+        return class_names.read_names(workdir / CLASSES)
+    # TFDS names ImageNet's classes by their WordNet ids.
+    return class_names.imagenet_names() if dataset.startswith("imagenet2012") else None
+
+
+def _read_config(file):
+    try:
+        config = json.loads(file.read_text())
+        for section, key in _CONFIG_FIELDS:
+            config[section][key]
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{file.parent}: has no {file.name}, so it is not known which model it trained"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{file}: cannot be read: {error!r}") from None
+    return config
+
+
+def _read_torch(path, weights, model):
+    checkpoint = read_torch_checkpoint(path, weights)
+    shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
+    if len(shapes) > _MOST_TENSORS:
+        raise WeightsError(f"{path}: {len(shapes):,} tensors, no model of the table has as many")
+    name, how = _choose_model(checkpoint, shapes, model)
+    try:
+        variables = from_torch_state_dict(name, checkpoint.state_dict)
+    except ValueError as error:
+        fits = [other for other in identify.matching_models(shapes) if other != name]
+        hint = f"\nIts names and shapes are those of {fits[0]}: --model={fits[0]}" if fits else ""
+        raise WeightsError(f"{path}: {error}{hint}") from None
+    batches = _batches_tracked(checkpoint)
+    read = Weights(
+        model=name,
+        variables=variables,
+        kind=checkpoint.weights,
+        settings=_settings(create_model(name).default_cfg),
+        attributes={},
+        class_names=None,
+        batches=batches,
+        source={
+            "file": path.name,
+            "format": checkpoint.format,
+            **{
+                key: value
+                for key in ("arch", "epoch", "metric")
+                if (value := getattr(checkpoint, key)) is not None
+            },
+        },
+        notes=(),
+    )
+    notes = _torch_notes(path, checkpoint, read, how)
+    return dataclasses.replace(read, notes=tuple(notes))
+
+
+def _choose_model(checkpoint: TorchCheckpoint, shapes, model) -> tuple[str, str]:
+    """(name, how it was found)."""
+    if model is not None:
+        create_model(model)
+        return model, "as asked for"
+    fits = identify.matching_models(shapes)
+    if checkpoint.arch in fits:
+        return checkpoint.arch, "as the file says"
+    if fits:
+        others = " or ".join(f"--model={other}" for other in fits[1:])
+        more = f"; the same fit another model, ask for it by {others}" if others else ""
+        return fits[0], f"by names and shapes{more}"
+    nearest = identify.nearest_model(shapes)
+    if nearest is None:
+        raise WeightsError(
+            f"{checkpoint.path}: its {len(shapes)} tensors ({', '.join(list(shapes)[:3])}, ...) "
+            f"are not those of a CoTNet; models are {', '.join(list_models())}"
+        )
+    return nearest, "the nearest by names and shapes"
+
+
+def _batches_tracked(checkpoint):
+    counts = [
+        int(tensor.numpy())
+        for name, tensor in checkpoint.state_dict.items()
+        if name.endswith("num_batches_tracked") and tensor.size == 1
+    ]
+    # They are equal in every file of a training run.
+    return max(counts, default=0)
+
+
+def _torch_notes(path, checkpoint, read, how):
+    tensors = checkpoint.state_dict
+    counters = sum(name.endswith("num_batches_tracked") for name in tensors)
+    statistics = len(jax.tree.leaves(read.variables["batch_stats"]))
+    mapped = len(tensors) - counters
+    parameters = f"{read.parameter_count():,} numbers"
+    yield f"read      {path}: {checkpoint.format} format, {path.stat().st_size:,} bytes"
+    known = {key: read.source[key] for key in ("arch", "epoch", "metric") if key in read.source}
+    if known:
+        yield "          " + ", ".join(f"{key} {value}" for key, value in known.items())
+    other = {"ema": "raw", "raw": "ema"}[read.kind]
+    choice = f"; it has {other} weights too: --weights={other}"
+    yield (
+        f"weights   {read.kind}, {len(tensors)} tensors"
+        f"{choice if other in checkpoint.available else ''}"
+    )
+    yield f"model     {read.model}, {how}; {read.num_classes} classes"
+    yield (
+        f"mapped    {mapped - statistics} parameters ({parameters}) and {statistics} statistics "
+        "of batch norms"
+    )
+    if counters:
+        yield f"left out  {counters} num_batches_tracked (the largest, {read.batches}, is noted)"
+    if checkpoint.left_out:
+        yield "left out  " + ", ".join(checkpoint.left_out)
+    if checkpoint.inert:
+        yield (
+            f"not run   {', '.join(checkpoint.inert)}: the file names them, they were neither "
+            "imported nor called"
+        )
+
+
+def _settings(default_cfg):
+    sizes = {"image_size": default_cfg["input_size"][0]}
+    return sizes | {key: default_cfg[key] for key in _SETTINGS if key in default_cfg}
+
+
+def _with_new_head(variables: Mapping, num_classes: int) -> dict:
+    params = dict(variables["params"])
+    head = params.pop("head", None)
+    if num_classes:
+        if head is None:
+            raise WeightsError("the weights have no classifier, so its width is not known")
+        features = head["kernel"].shape[0]
+        uniform = initializers.uniform_fan_in(features)
+        kernel_key, bias_key = jax.random.split(jax.random.key(0))
+        params["head"] = {
+            "kernel": np.asarray(uniform(kernel_key, (features, num_classes))),
+            "bias": np.asarray(uniform(bias_key, (num_classes,))),
+        }
+    return {**variables, "params": params}

@@ -1,0 +1,212 @@
+"""Names and layouts of the published PyTorch models' tensors, both ways.
+
+Every tensor of ours has exactly one counterpart there, by the tables below. PyTorch's own
+``num_batches_tracked`` has none here: it has no part in the computation.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cotnet_jax.models.cotnet import CoTNet, create_model
+
+SPATIAL = {
+    "cot/key_conv": "conv2.key_embed.0",
+    "cot/key_bn": "conv2.key_embed.1",
+    "cot/weight_conv1": "conv2.embed.0",
+    "cot/weight_bn": "conv2.embed.1",
+    "cot/weight_conv2": "conv2.embed.3",
+    "cot/weight_norm": "conv2.embed.4",
+    "cot/value_conv": "conv2.conv1x1.0",
+    "cot/value_bn": "conv2.conv1x1.1",
+    "cot/bn": "conv2.bn",
+    "cot/fusion_conv1": "conv2.se.0",
+    "cot/fusion_bn": "conv2.se.1",
+    "cot/fusion_conv2": "conv2.se.3",
+    "split_attention/conv": "conv2.conv",
+    "split_attention/bn0": "conv2.bn0",
+    "split_attention/fc1": "conv2.fc1",
+    "split_attention/bn1": "conv2.bn1",
+    "split_attention/fc2": "conv2.fc2",
+}
+STEM_7X7 = {"stem/conv1": "conv1", "stem/bn": "bn1"}
+STEM_DEEP = {
+    "stem/conv1": "conv1.0",
+    "stem/bn1": "conv1.1",
+    "stem/conv2": "conv1.3",
+    "stem/bn2": "conv1.4",
+    "stem/conv3": "conv1.6",
+    "stem/bn": "bn1",
+}
+SHORTCUT = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+SHORTCUT_AVERAGED = {"downsample_conv": "downsample.1", "downsample_bn": "downsample.2"}
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+# Taps of the published aggregation, 3x3.
+TAPS = 9
+IGNORED = re.compile(r"(.*\.)?num_batches_tracked")
+
+
+def from_torch_state_dict(
+    name: str, state_dict: Mapping[str, np.ndarray], **attributes
+) -> dict[str, dict]:
+    """Turns a PyTorch state dict into the variables of ``create_model(name)``.
+
+    Args:
+      name: one of ``list_models()``.
+      state_dict: torch name -> array, in torch's layout and any floating dtype. Their values
+        are taken to float32. The number of classes and of input channels is that of the arrays.
+      **attributes: further ones of ``create_model``, where they change the parameters.
+
+    Returns:
+      {"params", "batch_stats"}, nested dicts of float32 arrays.
+
+    Raises:
+      ValueError: lists every missing, unexpected and misshapen tensor, with the nearest names.
+    """
+    if "fc.weight" in state_dict and "num_classes" not in attributes:
+        attributes["num_classes"] = int(np.shape(state_dict["fc.weight"])[0])
+    stem = next((n for n in ("conv1.0.weight", "conv1.weight") if n in state_dict), None)
+    channels = np.shape(state_dict[stem])[1] if stem and np.ndim(state_dict[stem]) == 4 else 3
+    model = create_model(name, **attributes)
+    template = _template(model, channels)
+    wanted = {_torch_name(model, path): path for path in template}
+    problems = _compare(model, template, wanted, state_dict)
+    if problems:
+        raise ValueError(
+            f"the state dict does not fit {name!r}, {len(problems)} problems:\n  "
+            + "\n  ".join(problems)
+        )
+    variables = {}
+    for torch_name, path in wanted.items():
+        tensor = np.asarray(state_dict[torch_name]).astype(np.float32)
+        _insert(variables, path, _to_ours(model, path, tensor))
+    return variables
+
+
+def to_torch_state_dict(name: str, variables: Mapping, **attributes) -> dict[str, np.ndarray]:
+    """Turns variables of ``create_model(name)`` into a PyTorch state dict.
+
+    The inverse of ``from_torch_state_dict``: torch name -> contiguous array in torch's layout,
+    dtypes as they are, with a zero ``num_batches_tracked`` [] int64 for each batch norm.
+    """
+    model = create_model(name, **attributes)
+    state_dict = {}
+    for path, value in _flatten(variables):
+        torch_name = _torch_name(model, path)
+        state_dict[torch_name] = np.ascontiguousarray(_to_torch(model, path, np.asarray(value)))
+        if path[-1] == "var":
+            module = torch_name.removesuffix("running_var")
+            state_dict[module + "num_batches_tracked"] = np.zeros((), np.int64)
+    return state_dict
+
+
+def torch_shapes(name: str, channels: int = 3, **attributes) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a model's state dict but ``num_batches_tracked``."""
+    model = create_model(name, **attributes)
+    template = _template(model, channels)
+    return {_torch_name(model, p): _torch_shape(model, p, s) for p, s in template.items()}
+
+
+@functools.cache
+def _template(model, channels):
+    """Path -> shape of every variable; tracing a large network takes a second."""
+    images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    return {path: leaf.shape for path, leaf in _flatten(variables)}
+
+
+def _flatten(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
+
+
+def _insert(tree, path, value):
+    functools.reduce(lambda node, key: node.setdefault(key, {}), path[:-1], tree)[path[-1]] = value
+
+
+def _compare(model, template, wanted, state_dict):
+    """One line for each tensor that is missing, unexpected or misshapen."""
+    given = {n: np.shape(t) for n, t in state_dict.items() if not IGNORED.fullmatch(n)}
+    missing = [n for n in wanted if n not in given]
+    unexpected = [n for n in given if n not in wanted]
+
+    def near(torch_name, names):
+        # Only names of the same depth or place: comparing all with all takes half a minute.
+        stem, _, leaf = torch_name.rpartition(".")
+        block = ".".join(torch_name.split(".")[:2])
+        names = [n for n in names if n.startswith(block) or n.startswith(stem)][:50] or [
+            n for n in names if n.endswith("." + leaf)
+        ][:50]
+        found = difflib.get_close_matches(torch_name, names, n=1, cutoff=0.7)
+        return f" (nearest: {found[0]})" if found else ""
+
+    problems = [f"missing: {n}{near(n, unexpected)}" for n in missing]
+    problems += [f"unexpected: {n} {given[n]}{near(n, missing or wanted)}" for n in unexpected]
+    for torch_name, path in wanted.items():
+        shape = _torch_shape(model, path, template[path])
+        if given.get(torch_name, shape) != shape:
+            problems.append(f"misshapen: {torch_name} is {given[torch_name]}, should be {shape}")
+    return problems
+
+
+def _torch_name(model: CoTNet, path):
+    """("params", "stem", "conv1", "kernel") -> "conv1.weight"."""
+    _, *modules, leaf = path
+    variant = model.variant
+    block = re.fullmatch(r"stage(\d)_block(\d+)", modules[0])
+    if block:
+        inside = "/".join(modules[1:])
+        shortcut = SHORTCUT_AVERAGED if variant.average_down else SHORTCUT
+        inside = (SPATIAL | shortcut).get(inside, inside)
+        module = f"layer{block[1]}.{block[2]}.{inside}"
+    else:
+        stem = STEM_DEEP if variant.stem_width else STEM_7X7
+        module = (stem | {"head": "fc"})["/".join(modules)]
+    return f"{module}.{LEAVES[leaf]}"
+
+
+def _torch_shape(model, path, shape):
+    return _to_torch(model, path, np.broadcast_to(np.float32(0), shape)).shape
+
+
+def _exchange(array, axis, groups, inner):
+    """Reads an axis as [groups, inner, rest] and exchanges inner and rest."""
+    shape = array.shape
+    split = array.reshape(*shape[:axis], groups, inner, -1, *shape[axis + 1 :])
+    return np.swapaxes(split, axis + 1, axis + 2).reshape(shape)
+
+
+def _to_ours(model, path, tensor):
+    groups, module, leaf = model.variant.cardinality, path[-2], path[-1]
+    if leaf == "kernel":
+        tensor = tensor.T if tensor.ndim == 2 else tensor.transpose(2, 3, 1, 0)
+    axis = tensor.ndim - 1
+    if module in ("weight_conv2", "weight_norm"):
+        # torch: weight channels outside, taps inside; ours the other way.
+        return _exchange(tensor, axis, groups, tensor.shape[axis] // groups // TAPS)
+    if module == "weight_conv1" and groups > 1:
+        # torch interleaves input and context; ours has them one after the other in each group.
+        return _exchange(tensor, 2, 1, tensor.shape[2] // 2)
+    return tensor
+
+
+def _to_torch(model, path, array):
+    groups, module, leaf = model.variant.cardinality, path[-2], path[-1]
+    if module in ("weight_conv2", "weight_norm"):
+        array = _exchange(array, array.ndim - 1, groups, TAPS)
+    if module == "weight_conv1" and groups > 1:
+        array = _exchange(array, 2, 1, 2)
+    if leaf == "kernel":
+        array = array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
+    return array

@@ -1,0 +1,100 @@
+"""Opens a file of PyTorch weights, whatever its format, without PyTorch."""
+
+import dataclasses
+import mmap
+import os
+import pathlib
+
+from cotnet_jax.weights.torch_files.errors import TorchFileError
+from cotnet_jax.weights.torch_files.legacy_format import read_legacy
+from cotnet_jax.weights.torch_files.safetensors_format import read_safetensors
+from cotnet_jax.weights.torch_files.zip_format import read_zip
+
+# First bytes -> what the file is instead, and what to do.
+_OTHERS = (
+    (b"<", "a web page: the download did not give the file itself, get it again"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file: run `git lfs pull`"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it first"),
+    (b"BZh", "compressed by bzip2: unpack it first"),
+    (b"\xfd7zXZ", "compressed by xz: unpack it first"),
+    (b"\x89HDF", "an HDF5 file, not one of PyTorch"),
+    (b"\x93NUMPY", "a NumPy file, not one of PyTorch"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchFile:
+    """What a file holds.
+
+    Attributes:
+      path: of the file.
+      format: "zip", "legacy" or "safetensors".
+      value: the object: dictionaries, lists, tuples, scalars, tensors (TorchTensor or SafeTensor,
+        whose values are read by ``.numpy()``), InertObject and InertGlobal.
+      inert: names of the classes and functions that the file wanted and that were neither
+        imported nor called.
+      metadata: a safetensors file's own.
+    """
+
+    path: str
+    format: str
+    value: object
+    inert: tuple[str, ...] = ()
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read_torch_file(path: str | os.PathLike) -> TorchFile:
+    """Reads a file of ``torch.save`` (zip or legacy format) or of safetensors; runs nothing of it.
+
+    Tensors are mapped from the file, so it must neither change nor shrink while they are in use.
+    Memory: of the order of the pickle (16 MiB at most), not of the tensors.
+
+    Raises:
+      FileNotFoundError: no such file.
+      TorchFileError: damaged, of another kind, or claiming what it does not have.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        if is_unpacked(path):
+            raise TorchFileError(
+                "unpacked from a PyTorch file: give the .pth.tar or .pth file as it was "
+                "downloaded, it is not to be unpacked"
+            )
+        if path.is_dir():
+            raise TorchFileError("a folder, not a file of PyTorch")
+        with open(path, "rb") as file:
+            start = file.read(512)
+            if not start:
+                raise TorchFileError("an empty file")
+            # First the size of the header, whose bytes may look like anything, then the header.
+            if start[8:9] == b"{":
+                tensors, metadata = read_safetensors(path)
+                return TorchFile(str(path), "safetensors", tensors, metadata=metadata)
+            if start[:4] == b"PK\x03\x04":
+                return TorchFile(str(path), "zip", *read_zip(_map(file)))
+            if start[:1] == b"\x80":
+                return TorchFile(str(path), "legacy", *read_legacy(_map(file)))
+        raise TorchFileError(_what_else(start))
+    except TorchFileError as error:
+        raise TorchFileError(f"{path}: {error}") from None
+
+
+def is_unpacked(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is what comes of unpacking a file of PyTorch, or a file in it."""
+    path = pathlib.Path(path)
+    return path.name == "data.pkl" or any(path.glob("data.pkl")) or any(path.glob("*/data.pkl"))
+
+
+def _map(file):
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _what_else(start):
+    for first, what in _OTHERS:
+        if start.lstrip().startswith(first):
+            return what
+    if start[257:262] == b"ustar":
+        return "a tar archive: unpack it, and give the file inside"
+    return "neither a file of torch.save (zip or legacy format) nor of safetensors"

@@ -1,0 +1,181 @@
+"""Tensors as a torch file describes them: a view of a storage, read when it is asked for."""
+
+import math
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+from cotnet_jax.weights.torch_files.errors import TorchFileError
+
+# torch's dtype names, and those of its typed storages ("FloatStorage" holds float32).
+DTYPES = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "complex128": np.dtype(np.complex128),
+    "complex64": np.dtype(np.complex64),
+    "int64": np.dtype(np.int64),
+    "int32": np.dtype(np.int32),
+    "int16": np.dtype(np.int16),
+    "int8": np.dtype(np.int8),
+    "uint64": np.dtype(np.uint64),
+    "uint32": np.dtype(np.uint32),
+    "uint16": np.dtype(np.uint16),
+    "uint8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
+STORAGE_TYPES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "UntypedStorage": "uint8",
+}
+MAX_DIMENSIONS = 32
+# An expanded tensor (stride 0) may be larger than its storage, up to this many elements.
+MAX_EXPANDED = 2**20
+
+
+class Storage:
+    """Bytes of a file, read at the first use.
+
+    Attributes:
+      key: the file's name for it.
+      nbytes: its size.
+      itemsize: bytes of an element, as the file first said.
+      swapped: elements are big-endian.
+      read: gives the bytes, uint8 [nbytes], read-only, mapped from the file where they lie there
+        uncompressed; raises TorchFileError when they do not fit their checksum.
+    """
+
+    __slots__ = ("itemsize", "key", "nbytes", "read", "swapped")
+
+    def __init__(self, key: str, nbytes: int, itemsize: int):
+        self.key = key
+        self.nbytes = nbytes
+        self.itemsize = itemsize
+        self.swapped = False
+        self.read: Callable[[], np.ndarray] | None = None
+
+
+class TypedStorage:
+    """A storage and the dtype of its elements, as a persistent id gives it."""
+
+    __slots__ = ("dtype", "storage")
+
+    def __init__(self, storage: Storage, dtype: np.dtype):
+        self.storage = storage
+        self.dtype = dtype
+
+
+class TorchTensor:
+    """A strided view of a storage. Its size is known to fit; its values are not read yet.
+
+    Attributes:
+      shape: like an array's.
+      dtype: NumPy's; bfloat16 and float8 are those of ml_dtypes.
+      strides, offset: in elements.
+    """
+
+    __slots__ = ("dtype", "offset", "shape", "storage", "strides")
+
+    def __init__(self, storage: Storage, dtype: np.dtype, offset: int, shape, strides):
+        self.storage = storage
+        self.dtype = dtype
+        self.offset = offset
+        self.shape = shape
+        self.strides = strides
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def numpy(self) -> np.ndarray:
+        """The values, [*shape], read-only; a view of the file's memory map where possible.
+
+        Raises:
+          TorchFileError: the storage does not fit its checksum.
+        """
+        if not self.size:
+            return np.empty(self.shape, self.dtype)
+        itemsize = self.dtype.itemsize
+        span = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        start = self.offset * itemsize
+        raw = self.storage.read()[start : start + span * itemsize]
+        if self.storage.swapped:
+            raw = _swapped(raw, self.dtype)
+        if self.dtype == np.bool_:
+            # Any byte but 0 is true, and NumPy must not see another than 0 and 1.
+            raw = (raw != 0).view(np.uint8)
+        values = np.lib.stride_tricks.as_strided(
+            raw.view(self.dtype), self.shape, [s * itemsize for s in self.strides]
+        )
+        if not values.flags.aligned:
+            # In the legacy format storages begin anywhere.
+            values = values.copy()
+        values.flags.writeable = False
+        return values
+
+    def __array__(self, dtype=None, copy=None):
+        values = self.numpy()
+        return np.array(values, dtype=dtype) if copy or dtype else values
+
+    def __repr__(self) -> str:
+        return f"TorchTensor(shape={self.shape}, dtype={self.dtype})"
+
+
+def _swapped(raw, dtype):
+    width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+    return raw.reshape(-1, width)[:, ::-1].reshape(-1)
+
+
+def make_tensor(source, offset, shape, strides, dtype: np.dtype | None = None) -> TorchTensor:
+    """The view that ``torch._utils._rebuild_tensor`` describes, checked against its storage.
+
+    Raises:
+      TorchFileError: of other types than it should be, or reaching beyond the storage.
+    """
+    if not isinstance(source, TypedStorage):
+        raise TorchFileError(f"a tensor of a {type(source).__name__}, not of a storage")
+    dtype = dtype or source.dtype
+    for what, values in (("shape", shape), ("strides", strides)):
+        if type(values) not in (tuple, list) or len(values) > MAX_DIMENSIONS:
+            raise TorchFileError(
+                f"a tensor's {what} must be a tuple of {MAX_DIMENSIONS} at most, "
+                f"not a {type(values).__name__}"
+            )
+    if len(shape) != len(strides):
+        raise TorchFileError(f"a tensor of {len(shape)} dimensions with {len(strides)} strides")
+    for number in (offset, *shape, *strides):
+        if type(number) is not int or not 0 <= number < 2**48:
+            raise TorchFileError("a tensor's shape, strides and offset must be integers >= 0")
+    shape, strides = tuple(shape), tuple(strides)
+    available = source.storage.nbytes // dtype.itemsize
+    size = math.prod(shape)
+    if not size:
+        if math.prod(filter(None, shape)) >= 2**48 or offset > available:
+            raise TorchFileError(f"an empty tensor of shape {shape} at element {offset}")
+        return TorchTensor(source.storage, dtype, offset, shape, strides)
+    end = offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if end > available:
+        raise TorchFileError(
+            f"a tensor of shape {shape} with strides {strides} at element {offset} needs "
+            f"{end:,} elements, its storage has {available:,}"
+        )
+    if size > max(available, MAX_EXPANDED):
+        raise TorchFileError(
+            f"a tensor of shape {shape} repeats a storage of {available:,} elements"
+        )
+    return TorchTensor(source.storage, dtype, offset, shape, strides)

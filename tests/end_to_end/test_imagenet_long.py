@@ -1,0 +1,178 @@
+"""Made-up ImageNet of 12,000 pictures: from tar files and folders to a top-1 on 1, 2, 4 processes.
+
+Takes four minutes on two cores, and 4 GB of disk.
+"""
+
+import collections
+import io
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from helpers import made_up_imagenet
+from helpers.preparing import ENCODED, RAW, command_line, dataset_dir, kill_after
+from helpers.several_processes import run
+from PIL import Image
+
+from cotnet_jax.data.prepare import dataset
+
+pytestmark = pytest.mark.slow
+
+CLASSES, TRAIN, VALIDATION = 1000, 10_000, 2000
+BATCH = 80
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder with tars/ and folders/, what is in both)."""
+    folder = tmp_path_factory.mktemp("made")
+    yield folder, made_up_imagenet.make(folder, CLASSES, TRAIN // CLASSES, VALIDATION)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def prepared(made, tmp_path_factory):
+    """{"tars", "folders": data_dir}; preparing the tar files was killed twice on the way."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for name in ("tars", "folders"):
+        progress = dataset_dir(folder / name).with_name("incomplete_5.1.0") / "progress.jsonl"
+        for lines in (3, 7) if name == "tars" else ():
+            kill_after(command_line(made[0] / name, folder / name), progress, lines)
+        subprocess.run(command_line(made[0] / name, folder / name), check=True)
+        assert not progress.exists()
+    yield {name: folder / name for name in ("tars", "folders")}
+    shutil.rmtree(folder)
+
+
+def read(data_dir, split, **options):
+    return tfds.data_source("imagenet2012", data_dir=data_dir, split=split, **options)
+
+
+def test_tar_files_and_folders_give_the_same_records(prepared):
+    compared = 0
+    for split in ("train", "validation"):
+        records = [read(prepared[name], split, deserialize_method=RAW) for name in prepared]
+        for ours, theirs in zip(*records, strict=True):
+            assert ours == theirs
+            compared += 1
+    assert compared == TRAIN + VALIDATION
+
+
+def test_tfds_reads_every_picture(made, prepared):
+    folder, pictures = made
+    kinds = {name: kind for kind, name in pictures["odd"].items()}
+    sizes = []
+    for split, folder_name in (("train", "train"), ("validation", "val")):
+        found = {}
+        for example in read(prepared["tars"], split, decoders=ENCODED):
+            name, wnid = example["file_name"].decode(), made_up_imagenet.WNIDS[example["label"]]
+            found[name] = wnid
+            original = (folder / "folders" / folder_name / wnid / name).read_bytes()
+            if kinds.get(name) not in ("CMYK", "PNG"):
+                assert example["image"] == original
+            if name not in kinds:
+                sizes.append(Image.open(io.BytesIO(original)).size)
+        assert found == pictures[split]
+    np.testing.assert_allclose(np.mean(sizes, axis=0), (500, 375), rtol=0.02)
+    report = json.loads((dataset_dir(prepared["tars"]) / dataset.REPORT).read_text())
+    assert (report["splits"]["train"]["pictures"], report["classes"]) == (TRAIN, CLASSES)
+
+
+# Every row that a process puts on its devices: the picture's index and label, its pixels, and in
+# an evaluation only if it counts.
+RECORD = """
+    import os, zlib
+    import numpy as np
+    from cotnet_jax.distributed import sharding
+    from cotnet_jax.data import pipeline
+    def with_index(example):
+        make = example.__call__
+        def make_with_index(self, index, *rng):
+            return {**make(self, index, *rng), "index": np.int64(index)}
+        example.__call__ = make_with_index
+    with_index(pipeline.TrainExample)
+    with_index(pipeline.EvalExample)
+    split_batch = sharding.split_batch
+    def recorded(mesh, batch):
+        if "index" in batch:
+            indices, labels = batch.pop("index"), batch["label"]
+            kind = "validation" if "mask" in batch else "train"
+            with open(f"{os.environ['RECORDS']}.{os.getpid()}", "a") as file:
+                for row, image in enumerate(batch["image"]):
+                    if kind == "train" or batch["mask"][row]:
+                        pixels = zlib.crc32(image.tobytes())
+                        file.write(f"{kind} {indices[row]} {labels[row]} {pixels}\\n")
+        return split_batch(mesh, batch)
+    sharding.split_batch = recorded
+"""
+
+
+def expected_rows(data_dir) -> dict[tuple[str, int], int]:
+    """{(split, index): label} of all pictures; training replaces the two that are damaged."""
+    report = json.loads((dataset_dir(data_dir) / dataset.REPORT).read_text())
+    damaged = {index for index, *_ in report["splits"]["train"]["undecodable"]}
+    assert len(damaged) == len(made_up_imagenet.UNDECODABLE)
+    rows = {}
+    for split in ("train", "validation"):
+        labels = [example["label"] for example in read(data_dir, split, decoders=ENCODED)]
+        for index in range(len(labels)):
+            replaced = split == "train" and index in damaged
+            rows[split, index] = labels[(index + replaced) % len(labels)]
+    return rows
+
+
+def test_every_picture_counts_once_on_one_two_and_four_processes(
+    made, prepared, tmp_path, monkeypatch
+):
+    flags = [
+        "--config.data.name=imagenet2012",
+        f"--config.data.data_dir={prepared['tars']}",
+        "--config.data.train_split=train",
+        "--config.data.eval_split=validation",
+        "--config.data.max_undecodable=0.01",
+        "--config.data.crop=0.875",
+        "--config.augment.flip=0.5",
+        "--config.mixing.probability=0",
+        f"--config.batch_size={BATCH}",
+        # No divisor of the pictures.
+        "--config.eval.batch_size=96",
+        "--config.epochs=1",
+        "--config.schedule.peak=0.5",
+        "--config.schedule.warmup_epochs=0",
+        "--config.checkpoint.every_steps=0",
+        "--config.log_every_steps=25",
+        "--config.distributed.timeout_seconds=120",
+    ]
+    rows, results = {}, {}
+    for processes in (1, 2, 4):
+        monkeypatch.setenv("RECORDS", str(tmp_path / f"rows{processes}"))
+        workdir = tmp_path / f"run{processes}"
+        results[processes] = run(workdir, processes, *flags, before=RECORD, devices=4)
+        files = tmp_path.glob(f"rows{processes}.*")
+        parts = [[tuple(line.split()) for line in file.read_text().splitlines()] for file in files]
+        trained = [sum(kind == "train" for kind, *_ in part) for part in parts]
+        assert trained == [TRAIN // processes] * processes
+        rows[processes] = sorted(row for part in parts for row in part)
+    print(results)
+
+    seen = collections.Counter((kind, int(index), int(label)) for kind, index, label, _ in rows[1])
+    expected = expected_rows(prepared["tars"])
+    assert seen == collections.Counter((*picture, label) for picture, label in expected.items())
+    assert len(rows[1]) == TRAIN + VALIDATION
+    assert rows[1] == rows[2] == rows[4]
+    assert results[1]["count"] == VALIDATION
+    # By chance 0.1 and 0.5 %.
+    assert results[1]["ema_top1"] > 3
+    assert results[1]["ema_top5"] > 10
+    for processes in (1, 2, 4):
+        # The order of a sum shows in the last bits of a gradient, and training multiplies that.
+        for name, figure in results[processes].items():
+            tolerance = 0 if "top1" in name or name == "count" else 0.01
+            assert figure == pytest.approx(results[1][name], rel=tolerance, abs=0), name
+        # The same weights, and sums of whole numbers.
+        again = run(tmp_path / "run1", processes, "--mode=evaluate", *flags, devices=4)
+        for name in ("raw_top1", "raw_top5", "ema_top1", "ema_top5", "count"):
+            assert again[name] == results[1][name]

@@ -1,0 +1,101 @@
+"""Runs Python in other processes, for tests that need several devices, processes or a kill."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+_TESTS = Path(__file__).resolve().parents[1]
+
+
+def start_python(code: str, *arguments, devices: int = 1) -> subprocess.Popen:
+    """Starts ``python -c code arguments`` on the CPU with so many fake devices.
+
+    ``code`` is dedented, and can import the package, the configs and the tests' helpers.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=_environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class TrainingRun(subprocess.Popen):
+    """main.py in a process group of its own, read line by line.
+
+    Args:
+      workdir: of the run.
+      flags: the others.
+      small: with the network of small_network.py in place of the configuration's.
+      before: code that the process runs first, dedented.
+    """
+
+    def __init__(
+        self,
+        workdir,
+        *flags: str,
+        small: bool = True,
+        before: str = "",
+        devices: int = 1,
+        stdout: int = subprocess.DEVNULL,
+    ):
+        script = _TESTS / "helpers" / "small_network.py" if small else _TESTS.parent / "main.py"
+        run_script = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+        what = ["-c", f"{textwrap.dedent(before)}\n{run_script}"] if before else [script]
+        super().__init__(
+            [sys.executable, *what, f"--workdir={workdir}", *flags],
+            env=_environment(devices),
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+
+    def wait_for(self, text: str) -> str:
+        """Reads on until a line has ``text``, and gives that line."""
+        for line in self.stderr:
+            self.lines.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} was not said:\n{''.join(self.lines)}")
+
+    def end(self, timeout: float = 120) -> str:
+        """Waits for the end, and gives all that was said; ``returncode`` and ``out`` are set."""
+        try:
+            self.out, rest = self.communicate(timeout=timeout)
+        finally:
+            self.kill()
+        return "".join([*self.lines, rest])
+
+
+def _environment(devices: int) -> dict[str, str]:
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS)]),
+    }
+
+
+def finish(*processes: subprocess.Popen, timeout: float = 120) -> list[str]:
+    """Waits for all of them; their standard outputs. Fails with its output if one fails."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (out, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, out + err
+    return [out for out, _ in outputs]
+
+
+def free_address() -> str:
+    """host:port on this machine, for ``jax.distributed.initialize``."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"

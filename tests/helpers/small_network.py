@@ -1,0 +1,41 @@
+"""A network that compiles in a second, for tests of all that is around a network.
+
+    python tests/small_network.py --config=... --workdir=...
+
+is main.py with it in place of the network that the configuration names.
+"""
+
+import runpy
+from pathlib import Path
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cotnet_jax.layers import BatchNorm
+from cotnet_jax.training import setup
+
+
+class Small(nn.Module):
+    """One convolution with its batch norm, pooled and classified; attributes as of CoTNet."""
+
+    num_classes: int = 10
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    freeze_batch_norm: bool = False
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Conv(128, (3, 3), strides=4, name="conv")(images)
+        norm = BatchNorm(use_running_average=not train, frozen=self.freeze_batch_norm, name="bn")
+        return nn.Dense(self.num_classes, name="head")(nn.relu(norm(x)).mean((1, 2)))
+
+
+def create_small(name: str, *, num_classes: int, dtype, **_) -> Small:
+    """Takes the place of ``cotnet_jax.models.cotnet.create_model``."""
+    del name
+    return Small(num_classes=num_classes, dtype=dtype)
+
+
+if __name__ == "__main__":
+    setup.create_model = create_small
+    runpy.run_path(str(Path(__file__).parents[2] / "main.py"), run_name="__main__")

@@ -1,0 +1,269 @@
+"""The network: sizes, initial weights, shapes, and what has no golden figures."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import export
+
+import cotnet_jax
+from cotnet_jax.layers import BatchNorm
+from cotnet_jax.models import variants
+
+# spec of the published models and of the two larger ones
+PARAMETERS = {
+    "cotnet50": 22_222_416,
+    "cotnext50_2x48d": 30_046_276,
+    "se_cotnetd_50": 23_107_784,
+    "cotnet101": 38_272_048,
+    "cotnext101_2x48d": 53_346_068,
+    "se_cotnetd_101": 40_912_392,
+    "se_cotnetd_152": 55_783_688,
+    "se_cotnetd_152_L": 55_783_688,
+    "se_cotnetd_200": 60_399_368,
+    "se_cotnetd_270": 83_380_648,
+    "cotnet_tiny": 972_930,
+}
+GMACS = {
+    "cotnet50": 3.23,
+    "cotnext50_2x48d": 4.24,
+    "se_cotnetd_50": 4.05,
+    "cotnet101": 6.03,
+    "cotnext101_2x48d": 8.04,
+    "se_cotnetd_101": 8.43,
+    "se_cotnetd_152": 16.83,
+    "se_cotnetd_152_L": 26.29,
+    "se_cotnetd_200": 21.39,
+    "se_cotnetd_270": 27.54,
+}
+
+
+@functools.cache
+def shapes(name, channels=3, **options):
+    """Of the variables, for images of any size; tracing a large network takes a second."""
+    images = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
+    return jax.eval_shape(cotnet_jax.create_model(name, **options).init, jax.random.key(0), images)
+
+
+def output_shape(model, variables, image_shape, **options):
+    apply = functools.partial(model.apply, **options)
+    return jax.eval_shape(apply, variables, jax.ShapeDtypeStruct(image_shape, jnp.float32))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = cotnet_jax.create_model("cotnet_tiny", num_classes=10)
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    return model, jax.jit(model.init)(jax.random.key(0), images), images
+
+
+@pytest.mark.parametrize("name", cotnet_jax.list_models())
+def test_parameter_count(name):
+    leaves = jax.tree.leaves(shapes(name)["params"])
+    assert sum(leaf.size for leaf in leaves) == PARAMETERS[name]
+    assert variants.VARIANTS[name].parameters == PARAMETERS[name]
+
+
+def test_the_tables_hold_every_model():
+    assert set(cotnet_jax.list_models()) == set(PARAMETERS)
+    assert set(PARAMETERS) - set(GMACS) == {"cotnet_tiny"}
+
+
+@pytest.mark.parametrize("name", GMACS)
+def test_multiplications_of_convolutions_and_classifier(name):
+    """Counted from the traced network: each kernel's size times the pixels it is applied to."""
+    model = cotnet_jax.create_model(name)
+    size = model.default_cfg["input_size"][0]
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    total = 0
+
+    def count(jaxpr):
+        nonlocal total
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "conv_general_dilated":
+                kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+                total += np.prod(kernel[:3]) * np.prod(output)
+            elif equation.primitive.name == "dot_general":
+                total += np.prod(equation.invars[1].aval.shape)
+            elif equation.primitive.name == "cond":
+                # Branches for platforms: the same convolution, written in two ways.
+                count(equation.params["branches"][-1].jaxpr)
+                continue
+            for value in equation.params.values():
+                if hasattr(value, "jaxpr"):
+                    count(value.jaxpr)
+                elif hasattr(value, "eqns"):
+                    count(value)
+
+    count(jax.make_jaxpr(model.apply)(shapes(name), images).jaxpr)
+    assert total / 1e9 == pytest.approx(GMACS[name], abs=0.02)
+    assert variants.VARIANTS[name].gmacs == GMACS[name]
+
+
+def test_an_unknown_name_answers_with_the_nearest():
+    with pytest.raises(ValueError, match="'cotnet-50': did you mean 'cotnet50'"):
+        cotnet_jax.create_model("cotnet-50")
+
+
+def test_all_attributes_out_of_range_are_listed():
+    with pytest.raises(ValueError, match=r"num_classes .* output_stride .* drop_rate"):
+        cotnet_jax.create_model("cotnet50", num_classes=-1, output_stride=4, drop_rate=1.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32), (2, 0, 32, 3), (2, 32, 32, 0)])
+def test_images_of_no_size_are_refused(tiny, shape):
+    model, variables, _ = tiny
+    with pytest.raises(ValueError, match="images must be"):
+        model.apply(variables, jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["cotnet50", "se_cotnetd_50", "se_cotnetd_152"])
+@pytest.mark.parametrize("size", [(1, 1), (33, 57), (97, 64)])
+def test_any_input_size_channels_and_classes(name, size):
+    model = cotnet_jax.create_model(name, num_classes=7)
+    variables = shapes(name, channels=5, num_classes=7)
+    assert output_shape(model, variables, (2, *size, 5)).shape == (2, 7)
+
+
+def test_no_classes_gives_pooled_features():
+    model = cotnet_jax.create_model("cotnet50", num_classes=0)
+    variables = shapes("cotnet50", num_classes=0)
+    assert output_shape(model, variables, (2, 64, 64, 3)).shape == (2, 2048)
+
+
+@pytest.mark.parametrize("name", ["cotnet50", "se_cotnetd_50", "se_cotnetd_152"])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_output_stride(name, stride):
+    model = cotnet_jax.create_model(name, output_stride=stride)
+    shape = (1, 128, 128, 3)
+    _, state = output_shape(model, shapes(name), shape, mutable=["intermediates"])
+    assert state["intermediates"]["stage4_features"][0].shape[1] == 128 // stride
+
+
+def test_a_smaller_output_stride_dilates_split_attention():
+    model = cotnet_jax.create_model("se_cotnetd_50", output_stride=8)
+    images = jnp.zeros((1, 64, 64, 3))
+    jaxpr = str(jax.make_jaxpr(model.apply)(shapes("se_cotnetd_50"), images))
+    # Stage 3 holds three split-attention blocks; strided convolutions are left to stages 1, 2.
+    assert jaxpr.count("rhs_dilation=(2, 2)") == 3
+
+
+def test_logits_are_float32_in_bfloat16_models():
+    model = cotnet_jax.create_model("cotnet_tiny", dtype=jnp.bfloat16)
+    assert output_shape(model, shapes("cotnet_tiny"), (2, 32, 32, 3)).dtype == jnp.float32
+
+
+def test_bfloat16_is_near_float32(tiny):
+    model, variables, images = tiny
+    exact = jax.jit(model.apply)(variables, images)
+    rounded = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(variables, images)
+    assert np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_initial_weights(tiny):
+    _, variables, _ = tiny
+    model = cotnet_jax.create_model("cotnet50")
+
+    @jax.jit
+    def some(key):
+        """Of a block and the head: the other 15 blocks take long to compile."""
+        params = model.init(key, jnp.zeros((1, 32, 32, 3)))["params"]
+        return params["stage4_block2"], params["head"]
+
+    block, head = some(jax.random.key(0))
+    key_conv = block["cot"]["key_conv"]["kernel"]
+    assert key_conv.shape == (3, 3, 128, 512)
+    assert np.std(key_conv) == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
+    for leaf, fan_in in (
+        (head["kernel"], 2048),
+        (head["bias"], 2048),
+        (block["cot"]["weight_conv2"]["bias"], 256),
+        (block["cot"]["fusion_conv2"]["bias"], 256),
+    ):
+        assert np.abs(leaf).max() == pytest.approx(1 / np.sqrt(fan_in), rel=0.05)
+        assert np.abs(leaf).max() <= 1 / np.sqrt(fan_in)
+    assert not np.any(block["bn3"]["scale"])
+    assert np.all(block["bn1"]["scale"] == 1)
+    assert np.all(variables["batch_stats"]["stem"]["bn"]["var"] == 1)
+
+
+def test_drop_path_rises_linearly_over_the_blocks():
+    model = cotnet_jax.create_model("cotnet50", drop_path_rate=0.15)
+    rates = [block["drop_path_rate"] for stage in model._blocks() for block in stage]
+    np.testing.assert_allclose(rates, 0.15 * np.arange(16) / 15)
+
+
+def test_dropping_changes_training_only(tiny):
+    model, variables, images = tiny
+    dropping = model.clone(drop_rate=0.5, drop_path_rate=0.5)
+    evaluated = (jax.jit(each.apply)(variables, images) for each in (dropping, model))
+    np.testing.assert_array_equal(*evaluated)
+    apply = jax.jit(functools.partial(dropping.apply, train=True, mutable=["batch_stats"]))
+
+    def logits(seed):
+        return apply(variables, images, rngs={"dropout": jax.random.key(seed)})[0]
+
+    assert not np.array_equal(logits(0), logits(1))
+    np.testing.assert_array_equal(logits(0), logits(0))
+
+
+@pytest.mark.parametrize("name", ["cotnet50", "se_cotnetd_50"])
+def test_every_batch_norm_of_a_model_is_frozen(name, monkeypatch):
+    monkeypatch.delattr(BatchNorm, "_batch_statistics")
+    options = {"train": True, "mutable": ["batch_stats"]}
+    model = cotnet_jax.create_model(name, freeze_batch_norm=True)
+    shape = (2, 64, 64, 3)
+    output_shape(model, shapes(name), shape, **options)
+    with pytest.raises(AttributeError):
+        output_shape(model.clone(freeze_batch_norm=False), shapes(name), shape, **options)
+
+
+@pytest.mark.slow
+def test_the_model_gives_the_same_logits_through_nnx(tiny):
+    model, variables, images = tiny
+    module = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(images)
+    kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+    bridged = {name: nnx.to_pure_dict(nnx.state(module, kind)) for name, kind in kinds.items()}
+    assert jax.tree.structure(bridged) == jax.tree.structure(variables)
+    np.testing.assert_array_equal(module(images), model.apply(bridged, images))
+
+
+def test_intermediates_show_a_layer_inside(tiny):
+    model, variables, images = tiny
+    look = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    _, state = look(variables, images)
+    inside = state["intermediates"]["stage1_block0"]["cot"]
+    weights = inside["aggregation_weights"][0]
+    assert weights.shape == (2, 16, 16, 1, 9, 2)
+    # Group normalisation with its initial scale and bias.
+    np.testing.assert_allclose(np.mean(weights, (1, 2, 4)), 0, atol=1e-5)
+    assert inside["static"][0].shape == inside["dynamic"][0].shape == (2, 16, 16, 16)
+
+
+def test_a_cot_layer_stands_in_for_a_convolution():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return cotnet_jax.CoTLayer(kernel_size=5, groups=2, key_groups=2)(x, train)
+
+    images = jnp.zeros((2, 9, 7, 32))
+    assert Net().init_with_output(jax.random.key(0), images)[0].shape == images.shape
+
+
+def test_channels_that_do_not_suit_the_groups():
+    with pytest.raises(ValueError, match=r"20 channels are not a multiple of groups \* 8 = 8"):
+        cotnet_jax.CoTLayer().init(jax.random.key(0), jnp.zeros((1, 4, 4, 20)))
+
+
+def test_exports_for_any_batch_and_platform(tiny):
+    model, variables, images = tiny
+    apply = jax.jit(model.clone(implementation="xla").apply)
+    batch = jax.ShapeDtypeStruct(export.symbolic_shape("n, 32, 32, 3"), images.dtype)
+    file = export.export(apply, platforms=("cpu", "cuda", "tpu"))(variables, batch).serialize()
+    for pictures in (images, images[:1]):
+        logits = export.deserialize(file).call(variables, pictures)
+        np.testing.assert_allclose(logits, apply(variables, pictures), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,24 @@
+"""What the benchmarks of the kernels rely on."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from cotnet_jax.tools import benchmark_ops
+
+
+def test_results_lie_on_nan():
+    operands = [jnp.arange(6.0).reshape(2, 3), jnp.ones((2, 3), jnp.bfloat16)]
+    results, poisoned = benchmark_ops.on_poisoned_memory(lambda a, b: (a + 1, b * 2), operands)
+    assert poisoned == 2
+    np.testing.assert_array_equal(results[0], operands[0] + 1)
+    np.testing.assert_array_equal(results[1], operands[1] * 2)
+
+
+def test_sets_are_different_random_numbers_of_the_shapes_asked_for():
+    sets = benchmark_ops.input_sets("backward", 2, 4, 2, 32, "bfloat16")
+    filled = benchmark_ops.fill(sets)
+    assert len(filled) == len(sets) >= 2
+    for operands in filled:
+        assert [(a.shape, a.dtype) for a in operands] == [(a.shape, a.dtype) for a in sets[0]]
+    assert not np.array_equal(filled[0][0], filled[1][0])
+    assert abs(float(np.std(np.asarray(filled[0][1], np.float32))) - 1) < 0.2

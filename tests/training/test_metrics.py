@@ -1,0 +1,120 @@
+"""Figures of a run on disk, and evaluation's counts."""
+
+import json
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from cotnet_jax.training.metric_writer import MetricWriter, read_metrics
+from cotnet_jax.training.metrics import evaluation_counts
+
+
+def read_events(folder):
+    events = []
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        while content:  # length, its CRC, the event, its CRC
+            (length,) = struct.unpack("<Q", content[:8])
+            events.append(Event.FromString(content[12 : 12 + length]))
+            content = content[16 + length :]
+    return events
+
+
+def test_scalars_reach_both_files(tmp_path):
+    with MetricWriter(tmp_path / "run") as writer:
+        writer.write_scalars(1, {"loss": jnp.float32(0.5), "top1": np.float64(2)})
+        writer.write_scalars(2, {"loss": float("nan")})
+        writer.write_text(2, "note", "**bold**")
+        lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()  # before the close
+    first, second = map(json.loads, lines)
+    assert {"step": 1, "loss": 0.5, "top1": 2.0}.items() <= first.items()
+    assert first["time"] > 1e9
+    assert second["loss"] is None
+    events = read_events(tmp_path / "run/tensorboard")
+    values = {
+        (event.step, value.tag): value.simple_value
+        for event in events
+        for value in event.summary.value
+    }
+    assert values[1, "loss"] == 0.5
+    assert values[1, "top1"] == 2.0
+    assert np.isnan(values[2, "loss"])
+    assert any(tag.startswith("note") for _, tag in values)
+
+
+def test_a_resumed_run_appends_and_the_last_figure_counts(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricWriter(tmp_path) as writer:
+        for step in (10, 20, 30):
+            writer.write_scalars(step, {"loss": step})
+    with path.open("a") as file:
+        file.write('{"step": 40, "loss": 4')  # killed in the middle of a line
+    with MetricWriter(tmp_path, resume_step=20) as writer:
+        writer.write_scalars(30, {"loss": 33})
+        writer.write_scalars(30, {"top1": 0.5})
+    figures = read_metrics(path)
+    assert list(figures) == [10, 20, 30]
+    assert figures[20]["loss"] == 20
+    assert figures[30]["loss"] == 33
+    assert figures[30]["top1"] == 0.5
+    assert len(path.read_text().splitlines()) == 6
+    restarts = [e.step for e in read_events(tmp_path / "tensorboard") if e.HasField("session_log")]
+    assert sorted(restarts) == [1, 21]
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    with MetricWriter(tmp_path / "off", enabled=False) as writer:
+        writer.write_scalars(1, {"loss": 1.0})
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with MetricWriter(tmp_path / "other") as writer:
+        writer.write_scalars(1, {"loss": 1.0})
+        writer.write_text(1, "note", "text")
+        writer.flush()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_failed_write_says_where_and_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"metrics to .*file.*--workdir"):
+        MetricWriter(tmp_path / "file")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").symlink_to("/dev/full")
+    writer = MetricWriter(tmp_path / "run")
+    with writer, pytest.raises(OSError, match=r"metrics.jsonl: No space left"):
+        writer.write_scalars(1, {"loss": 1.0})
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("classes", [3, 10])
+def test_counts_against_sorting(dtype, classes):
+    rng = np.random.default_rng(0)
+    # Few distinct values, so that ties are everywhere.
+    logits = rng.integers(0, 4, (64, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, 64).astype(np.int32)
+    mask = rng.random(64) < 0.8
+    labels[~mask] = -1
+    logits[~mask] = np.nan
+    counts = jax.jit(evaluation_counts)(jnp.asarray(logits, dtype), labels, mask)
+
+    order = np.argsort(-logits[mask], axis=-1, kind="stable")
+    hits = order == labels[mask][:, None]
+    shifted = logits[mask].astype(np.float64)
+    losses = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(mask.sum()), labels[mask]]
+    assert counts["count"] == mask.sum()
+    assert counts["top1"] == hits[:, 0].sum()
+    assert counts["top5"] == hits[:, :5].sum()
+    np.testing.assert_allclose(counts["loss"], losses.sum(), rtol=1e-5)
+    assert counts["count"].dtype == counts["top1"].dtype == counts["top5"].dtype == jnp.int32
+
+
+def test_a_logit_that_is_no_number_is_never_right():
+    logits = jnp.full((2, 10), jnp.nan).at[1, 3].set(1.0)
+    count = jax.jit(evaluation_counts)
+    counts = count(logits, jnp.array([0, 3]), jnp.array([True, True]))
+    assert counts["top1"] == counts["top5"] == 0
+    few = count(logits[:1, :2], jnp.array([0]), jnp.array([True]))
+    assert few["top5"] == 0

@@ -1,0 +1,211 @@
+"""Loading of weights from every kind of place."""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import golden
+from helpers import torch_file_builder as build
+
+import cotnet_jax
+from cotnet_jax.checkpoint.checkpointer import Checkpointer
+from cotnet_jax.checkpoint.train_state import TrainState
+from cotnet_jax.weights import convert, load, name_map
+from cotnet_jax.weights.folder import WeightsError
+
+CLASSES = 10
+IMAGE = np.ones((1, 32, 32, 3), np.float32)
+
+
+def output_shape(model, variables):
+    return jax.eval_shape(model.apply, variables, IMAGE).shape
+
+
+def variables_of(seed):
+    shapes = name_map.torch_shapes("cotnet_tiny", num_classes=CLASSES)
+    return cotnet_jax.from_torch_state_dict("cotnet_tiny", golden.state_dict(shapes, seed))
+
+
+def equal(first, second):
+    return jax.tree.structure(first) == jax.tree.structure(second) and all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def torch_file(tmp_path_factory):
+    shapes = name_map.torch_shapes("cotnet_tiny", num_classes=CLASSES)
+    data = build.training_checkpoint(golden.state_dict(shapes, 1), golden.state_dict(shapes, 2))
+    path = tmp_path_factory.mktemp("torch") / "tiny.pth.tar"
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(torch_file):
+    path = torch_file.with_name("tiny")
+    convert.convert_torch_file(torch_file, path)
+    return path
+
+
+CONFIG = {
+    "model": {"name": "cotnet_tiny", "output_stride": 16},
+    "data": {
+        "name": "digits",
+        "image_size": 40,
+        "crop": 0.9,
+        "interpolation": "bilinear",
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+    },
+    "ema": {"decay": 0.999},
+}
+
+
+def make_workdir(path, config=CONFIG, steps=((1, 30.0), (2, 50.0), (3, 40.0)), ema=True):
+    """A run's folder: raw weights of step s are those of seed 10 + s, averages 20 + s."""
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    optimizer = optax.sgd(0.1)
+    metric = "ema_top1" if ema else "raw_top1"
+    with Checkpointer(path / "checkpoints", keep_best=3, best_metric=metric) as checkpointer:
+        for step, top1 in steps:
+            raw = jax.tree.map(jnp.asarray, variables_of(10 + step))
+            state = TrainState(
+                step=jnp.asarray(step, jnp.int32),
+                params=raw["params"],
+                batch_stats=raw["batch_stats"],
+                ema=jax.tree.map(jnp.asarray, variables_of(20 + step)) if ema else None,
+                opt_state=optimizer.init(raw["params"]),
+                key=jax.random.key_data(jax.random.key(0)),
+            )
+            checkpointer.save(state, {metric: top1} if top1 is not None else None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return make_workdir(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_file_and_folder(torch_file, folder, kind):
+    model, variables = load.load(torch_file if kind == "file" else folder)
+    assert equal(variables, variables_of(2))
+    assert model == cotnet_jax.create_model("cotnet_tiny", num_classes=CLASSES)
+    assert output_shape(model, variables) == (1, CLASSES)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))
+
+
+def test_raw_of_a_file_and_of_a_folder(torch_file, folder):
+    assert equal(load.load(torch_file, weights="raw")[1], variables_of(1))
+    with pytest.raises(WeightsError, match=r"tiny.pth.tar again with --weights=raw"):
+        load.load(folder, weights="raw")
+    with pytest.raises(ValueError, match="'ema', 'raw' or None, not 'best'"):
+        load.load(folder, weights="best")
+
+
+def test_workdir_gives_its_best_averages(workdir):
+    before = sorted(str(path) for path in workdir.rglob("*"))
+    model, variables = load.load(workdir)
+    assert equal(variables, variables_of(22))
+    assert model.output_stride == 16
+    assert equal(load.load(workdir, weights="raw")[1], variables_of(12))
+    assert load.load(workdir, output_stride=32)[0].output_stride == 32
+    read = load.read_weights(workdir)
+    assert read.settings == {key: CONFIG["data"][key] for key in read.settings}
+    assert len(read.settings) == 5
+    assert read.batches == 2
+    assert "best checkpoint, step 2" in read.notes[0]
+    assert sorted(str(path) for path in workdir.rglob("*")) == before, "reading changes nothing"
+
+
+def test_one_step_of_a_workdir(workdir):
+    read = load.read_weights(workdir / "checkpoints" / "3")
+    assert (read.kind, read.batches) == ("ema", 3)
+    assert equal(read.variables, variables_of(23))
+    raw = load.read_weights(workdir / "checkpoints" / "1", "raw")
+    assert equal(raw.variables, variables_of(11))
+    assert "chosen checkpoint, step 1" in raw.notes[0]
+    with pytest.raises(WeightsError, match=r"step 7 in .*; there are: 1, 2, 3"):
+        load.read_weights(workdir / "checkpoints" / "7")
+
+
+def test_workdir_without_averages_or_evaluation(tmp_path):
+    off = CONFIG | {"ema": {"decay": 0}}
+    path = make_workdir(tmp_path / "off", off, ((1, 30.0), (2, 20.0)), ema=False)
+    read = load.read_weights(path)
+    assert (read.kind, read.batches) == ("raw", 1)
+    assert equal(read.variables, variables_of(11))
+    with pytest.raises(WeightsError, match="no moving average"):
+        load.load(path, weights="ema")
+    path = make_workdir(tmp_path / "new", CONFIG, ((1, None), (2, None)))
+    read = load.read_weights(path)
+    assert equal(read.variables, variables_of(22))
+    assert "latest checkpoint, step 2" in read.notes[0]
+
+
+def test_workdir_back_to_torch(tmp_path, workdir):
+    output = tmp_path / "w.safetensors"
+    convert.convert_to_torch(workdir, output)
+    read = load.read_weights(output)
+    assert (read.model, read.batches, read.num_classes) == ("cotnet_tiny", 2, CLASSES)
+    assert equal(read.variables, variables_of(22))
+
+
+def test_unusable_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*/none; give a folder of"):
+        load.load(tmp_path / "none")
+    with pytest.raises(ValueError, match="neither a folder of convert_torch_weights"):
+        load.load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(WeightsError, match=r"has no config.json"):
+        load.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": {}}')
+    with pytest.raises(WeightsError, match=r"config.json: cannot be read: KeyError\('name'\)"):
+        load.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(WeightsError, match="No checkpoint"):
+        load.load(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_model_that_does_not_fit(torch_file, folder, place):
+    with pytest.raises(WeightsError, match="cotnet50"):
+        load.load(torch_file if place == "file" else folder, model="cotnet50")
+
+
+def test_new_classifier(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        model, variables = load.load(folder, num_classes=7)
+    assert "classifier of 10 classes is replaced by one of 7 with random weights" in caplog.text
+    head = variables["params"]["head"]
+    assert (head["kernel"].shape, head["bias"].shape) == ((512, 7), (7,))
+    assert 0 < float(np.abs(head["kernel"]).max()) <= 512**-0.5
+    assert output_shape(model, variables) == (1, 7)
+    old = variables_of(2)
+    del old["params"]["head"], variables["params"]["head"]
+    assert equal(variables, old)
+
+
+def test_no_classifier(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        model, variables = load.load(folder, num_classes=0)
+    assert "head" not in variables["params"]
+    assert output_shape(model, variables) == (1, 512)
+    caplog.clear()
+    load.load(folder, num_classes=CLASSES)
+    assert not caplog.text, "the classifier is kept"
+
+
+def test_attributes_and_dtypes(folder):
+    model, variables = load.load(
+        folder, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, drop_rate=0.2
+    )
+    assert (model.dtype, model.drop_rate) == (jnp.bfloat16, 0.2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.bfloat16)}
