@@ -28,7 +28,7 @@ _MODEL = flags.DEFINE_string(
     "out. se_cotnetd_152 and se_cotnetd_152_L share theirs: the first is taken.",
 )
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", None, ["ema", "raw"], "Which weights; the moving averages (EMA) where there are."
+    "weights", None, ["ema", "raw"], "Which weights; the EMA where there are."
 )
 _TO_TORCH = flags.DEFINE_bool("to-torch", False, "The other way, from JAX to PyTorch.")
 

@@ -104,7 +104,7 @@ def run_and_tell():
             process_id=PROCESS_ID.value,
             local_device_ids=LOCAL_DEVICE_IDS.value,
         )
-        figures = run(CONFIG.value, WORKDIR.value)
+        metrics = run(CONFIG.value, WORKDIR.value)
     except EXPLAINED as error:
         logging.debug("failed", exc_info=True)
         sys.exit(f"error: {error}")
@@ -119,25 +119,25 @@ def run_and_tell():
         )
         sys.exit(128 + signal.SIGINT)
     if initialize.is_first():
-        print(json.dumps(figures), flush=True)
-        print(summary(figures), file=sys.stderr)
+        print(json.dumps(metrics), flush=True)
+        print(summary(metrics), file=sys.stderr)
 
 
-def summary(figures):
+def summary(metrics):
     """What was reached, and what to do next."""
-    names = {"raw": "raw weights", "ema": "moving averages", "given": "given weights"}
+    names = {"raw": "raw weights", "ema": "EMA", "given": "given weights"}
     reached = ", ".join(
-        f"{figures[f'{kind}_top1']:.2f} % ({name})"
+        f"{metrics[f'{kind}_top1']:.2f} % ({name})"
         for kind, name in names.items()
-        if f"{kind}_top1" in figures
+        if f"{kind}_top1" in metrics
     )
-    given = "given_top1" in figures
+    given = "given_top1" in metrics
     path = CONFIG.value.init_from if given else WORKDIR.value
     curves = "" if given else f"\n  look at the curves:  tensorboard --logdir={path}/tensorboard"
     return f"""
-Held-out top-1 of {figures["count"]} pictures: {reached}.
+Held-out top-1 of {metrics["count"]} images: {reached}.
 Next:
-  classify a picture:  python -m cotnet_jax.predict --weights={path} PICTURE{curves}
+  classify an image:  python -m cotnet_jax.predict --weights={path} IMAGE{curves}
   go on in Python:     model, variables = cotnet_jax.load({path!r})"""
 
 

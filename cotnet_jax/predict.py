@@ -1,9 +1,9 @@
-"""Says what is on pictures.
+"""Says what is on images.
 
     python -m cotnet_jax.predict --weights=cotnet50 cat.jpg dog.jpg holidays/
 
 ``--weights`` takes a folder of convert_torch_weights.py, the workdir of a training run, or a file
-of PyTorch. Pictures are prepared exactly as in evaluation: the short side resized, the centre
+of PyTorch. Images are prepared exactly as in evaluation: the short side resized, the centre
 cropped, with the model's own size and filter.
 """
 
@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from cotnet_jax.data import class_names
-from cotnet_jax.predictor import Predictor, find_pictures
+from cotnet_jax.predictor import Predictor, find_images
 
 _WEIGHTS = flags.DEFINE_string(
     "weights",
@@ -24,14 +24,12 @@ _WEIGHTS = flags.DEFINE_string(
     "A folder of convert_torch_weights.py, the workdir of a training run, or a .pth.tar, .pth or "
     ".safetensors file.",
 )
-_WHICH = flags.DEFINE_enum(
-    "which", None, ["ema", "raw"], "Which weights; the moving averages (EMA) where there are."
-)
+_WHICH = flags.DEFINE_enum("which", None, ["ema", "raw"], "Which weights; the EMA where there are.")
 _MODEL = flags.DEFINE_string("model", None, "Name of the model, if a PyTorch file fits several.")
-_TOP = flags.DEFINE_integer("top", 5, "Classes told of each picture.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures at a time.", lower_bound=1)
+_TOP = flags.DEFINE_integer("top", 5, "Classes told of each image.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at a time.", lower_bound=1)
 _CLASSES = flags.DEFINE_string("classes", None, "File with the name of a class on each line.")
-_JSON = flags.DEFINE_bool("json", False, "A JSON object on a line for each picture.")
+_JSON = flags.DEFINE_bool("json", False, "A JSON object on a line for each image.")
 
 
 def _text(result: Mapping[str, Any]) -> str:
@@ -43,11 +41,11 @@ def _text(result: Mapping[str, Any]) -> str:
 def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     missing = ["no --weights=PATH"] * (not _WEIGHTS.value)
-    missing += ["no pictures or folders of pictures"] * (len(arguments) < 2)
+    missing += ["no images or folders of images"] * (len(arguments) < 2)
     if missing:
         raise app.UsageError("; ".join(missing))
     try:
-        paths = find_pictures(arguments[1:])
+        paths = find_images(arguments[1:])
         names = class_names.read_names(_CLASSES.value) if _CLASSES.value else None
         predictor = Predictor.load(_WEIGHTS.value, _WHICH.value, _MODEL.value, names)
     except (ValueError, OSError) as error:
@@ -55,7 +53,7 @@ def main(arguments: list[str]) -> None:
     results = predictor.predict_files(paths, _TOP.value, _BATCH_SIZE.value)
     few = len(paths) <= _BATCH_SIZE.value
     errors = []
-    for result in tqdm(results, total=len(paths), unit="picture", disable=few):
+    for result in tqdm(results, total=len(paths), unit="image", disable=few):
         if "error" in result:
             errors.append(f"{result['path']}: {result['error']}")
         if _JSON.value:

@@ -1,4 +1,4 @@
-"""Pictures in, names of what is on them out: a network with all that evaluation puts around it."""
+"""Images in, names of what is on them out: a network with all that evaluation puts around it."""
 
 import concurrent.futures
 import os
@@ -36,7 +36,7 @@ class Predictor:
         classes, or "class 0", "class 1", ...
 
     Raises:
-      ValueError: the weights have no classifier, take other than RGB pictures, or have another
+      ValueError: the weights have no classifier, take other than RGB images, or have another
         number of classes than names.
     """
 
@@ -45,7 +45,7 @@ class Predictor:
             raise ValueError("these weights have no classifier, so they cannot name anything")
         if weights.input_channels != 3:
             raise ValueError(
-                f"these weights take pictures of {weights.input_channels} channels, not of 3"
+                f"these weights take images of {weights.input_channels} channels, not of 3"
             )
         self.names = tuple(names or weights.class_names or _default_names(weights.num_classes))
         if len(self.names) != weights.num_classes:
@@ -81,54 +81,54 @@ class Predictor:
         """
         return cls(read_weights(path, weights, model), names)
 
-    def prepare(self, picture: str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
-        """A picture as evaluation sees it: uint8 [size, size, 3], RGB.
+    def prepare(self, image: str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
+        """An image as evaluation sees it: uint8 [size, size, 3], RGB.
 
         Args:
-          picture: path of a file, a file's bytes, or decoded pixels, uint8 [H, W, 3].
+          image: path of a file, a file's bytes, or decoded pixels, uint8 [H, W, 3].
 
         Raises:
           OSError, transforms.DecodeError: it cannot be read.
           ValueError: the pixels are something else.
         """
-        if isinstance(picture, (str, os.PathLike)):
-            picture = pathlib.Path(picture).read_bytes()
-        if isinstance(picture, bytes):
-            picture = transforms.decode(picture)
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        if isinstance(image, (str, os.PathLike)):
+            image = pathlib.Path(image).read_bytes()
+        if isinstance(image, bytes):
+            image = transforms.decode(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
-                f"pixels must be uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}"
+                f"pixels must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}"
             )
         return transforms.eval_transform(
-            picture,
+            image,
             self.settings["image_size"],
             crop=self.settings["crop"],
             interpolation=self.settings["interpolation"],
         )
 
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """Prepared pictures [N, size, size, 3] of values 0..255 -> probabilities [N, classes]."""
-        return np.asarray(self._apply(self.variables, pictures))
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Prepared images [N, size, size, 3] of values 0..255 -> probabilities [N, classes]."""
+        return np.asarray(self._apply(self.variables, images))
 
-    def classify(self, pictures: np.ndarray, top: int = 5) -> list[list[dict[str, Any]]]:
-        """Names what is on prepared pictures, [N, size, size, 3].
+    def classify(self, images: np.ndarray, top: int = 5) -> list[list[dict[str, Any]]]:
+        """Names what is on prepared images, [N, size, size, 3].
 
         Returns:
-          For each picture its likeliest classes, the likeliest first:
+          For each image its likeliest classes, the likeliest first:
           {"class": index of the logit, "name", "probability"}.
         """
-        return [self._top(row, top) for row in self(pictures)]
+        return [self._top(row, top) for row in self(images)]
 
-    def look_inside(self, pictures: np.ndarray) -> dict[str, CoTContexts]:
-        """What the CoT layers made of prepared pictures, by the layer's path (``cot_contexts``)."""
-        return cot_contexts(self.model, self.variables, self._normalize(pictures))[1]
+    def look_inside(self, images: np.ndarray) -> dict[str, CoTContexts]:
+        """What the CoT layers made of prepared images, by the layer's path (``cot_contexts``)."""
+        return cot_contexts(self.model, self.variables, self._normalize(images))[1]
 
-    def _probabilities(self, variables, pictures):
-        return jax.nn.softmax(self.model.apply(variables, self._normalize(pictures)))
+    def _probabilities(self, variables, images):
+        return jax.nn.softmax(self.model.apply(variables, self._normalize(images)))
 
-    def _normalize(self, pictures):
+    def _normalize(self, images):
         return normalize(
-            jnp.asarray(pictures), self.settings["mean"], self.settings["std"], self.model.dtype
+            jnp.asarray(images), self.settings["mean"], self.settings["std"], self.model.dtype
         )
 
     def _top(self, probabilities, count):
@@ -141,7 +141,7 @@ class Predictor:
     def predict_files(
         self, paths: Sequence, top: int = 5, batch_size: int = 32
     ) -> Iterator[dict[str, Any]]:
-        """Reads and classifies picture files, in order.
+        """Reads and classifies image files, in order.
 
         Yields:
           {"path", "top": [{"class", "name", "probability"}, ...]}, the likeliest first, or
@@ -170,30 +170,30 @@ class Predictor:
     def _classify(self, paths, prepared, top, batch_size):
         size = self.settings["image_size"]
         # Always as many, so that it is compiled once.
-        pictures = np.zeros((batch_size, size, size, 3), np.uint8)
-        for row, picture in enumerate(prepared):
-            if not isinstance(picture, str):
-                pictures[row] = picture
-        probabilities = self(pictures)
-        for path, picture, row in zip(paths, prepared, probabilities, strict=False):
-            if isinstance(picture, str):
-                yield {"path": str(path), "error": picture}
+        images = np.zeros((batch_size, size, size, 3), np.uint8)
+        for row, image in enumerate(prepared):
+            if not isinstance(image, str):
+                images[row] = image
+        probabilities = self(images)
+        for path, image, row in zip(paths, prepared, probabilities, strict=False):
+            if isinstance(image, str):
+                yield {"path": str(path), "error": image}
                 continue
             yield {"path": str(path), "top": self._top(row, top)}
 
 
-def find_pictures(paths: Iterable) -> list[pathlib.Path]:
-    """Files as they are, and for folders the picture files anywhere in them, sorted.
+def find_images(paths: Iterable) -> list[pathlib.Path]:
+    """Files as they are, and for folders the image files anywhere in them, sorted.
 
     Raises:
-      ValueError: lists all that do not exist and all folders without a picture.
+      ValueError: lists all that do not exist and all folders without an image.
     """
     found, problems = [], []
     for path in map(pathlib.Path, paths):
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             if not inside:
-                problems.append(f"{path}: no picture in this folder ({', '.join(SUFFIXES)})")
+                problems.append(f"{path}: no image in this folder ({', '.join(SUFFIXES)})")
             found += inside
         elif path.exists():
             found.append(path)
@@ -201,7 +201,7 @@ def find_pictures(paths: Iterable) -> list[pathlib.Path]:
             problems.append(f"{path}: no such file or folder")
     if problems:
         raise ValueError(
-            "\n  ".join([f"{len(problems)} of the paths given have no picture:", *problems])
+            "\n  ".join([f"{len(problems)} of the paths given have no image:", *problems])
         )
     return found
 

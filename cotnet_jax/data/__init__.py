@@ -1,1 +1,1 @@
-"""The input side: where pictures come from, how they are augmented, and in which order."""
+"""The input side: where images come from, how they are augmented, and in which order."""

@@ -55,10 +55,10 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, digits, chosen: np.ndarray):
         for index in np.flatnonzero(chosen):
             # Ink is counted 0..16; 16 becomes 255.
-            picture = np.minimum(digits.images[index] * 16, 255).astype(np.uint8)
+            image = np.minimum(digits.images[index] * 16, 255).astype(np.uint8)
             png = io.BytesIO()
-            Image.fromarray(picture).save(png, format="PNG")
-            # At position 0, or TFDS writes an empty picture without a word.
+            Image.fromarray(image).save(png, format="PNG")
+            # At position 0, or TFDS writes an empty image without a word.
             png.seek(0)
             yield int(index), {"image": png, "label": int(digits.target[index])}
 

@@ -1,4 +1,4 @@
-"""The order of pictures, the threads that make them, and the batches that come out.
+"""The order of images, the threads that make them, and the batches that come out.
 
 A training step's batch depends on config.seed and on the step's number alone: not on threads,
 worker processes or hosts, nor on where the run was interrupted. Going on after step s is asking
@@ -14,20 +14,21 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from cotnet_jax.data import randaugment, transforms, workers
+from cotnet_jax.data import randaugment, transforms
 from cotnet_jax.data.real_labels import validation_number
 from cotnet_jax.data.sources import Source, open_source
+from cotnet_jax.data.workers import StartTogether, end_with_main_process, read_with_workers
 
 Batch = dict[str, np.ndarray]
 
-# An undecodable picture is replaced by the next one; so many in a row mean that all are.
+# An undecodable image is replaced by the next one; so many in a row mean that all are.
 _REPLACEMENTS = 32
-# Most pictures that a thread makes at a time.
+# Most images that a thread makes at a time.
 _PART = 16
 
 
 class UndecodableError(RuntimeError):
-    """More pictures than config.data.max_undecodable cannot be decoded."""
+    """More images than config.data.max_undecodable cannot be decoded."""
 
 
 def steps_per_epoch(config: ml_collections.ConfigDict, source: Source | None = None) -> int:
@@ -38,13 +39,13 @@ def steps_per_epoch(config: ml_collections.ConfigDict, source: Source | None = N
       source: the opened training split, where the caller has it.
 
     Raises:
-      ValueError: the split has fewer pictures than a batch.
+      ValueError: the split has fewer images than a batch.
     """
     source = source or open_source(config.data, config.data.train_split)
     steps = len(source) // config.batch_size
     if steps == 0:
         raise ValueError(
-            f"config.batch_size = {config.batch_size} is more than the {len(source)} pictures of "
+            f"config.batch_size = {config.batch_size} is more than the {len(source)} images of "
             f"{config.data.name!r} {config.data.train_split!r}; use a smaller one"
         )
     return steps
@@ -83,10 +84,8 @@ def train_batches(
     # Independent of each other and of those of neighbouring seeds.
     order_seed, augment_seed = np.random.SeedSequence(config.seed).generate_state(2).tolist()
     order = grain.MapDataset.range(len(source)).shuffle(seed=order_seed)
-    pictures = (
-        order[:epoch_size].repeat().random_map(TrainExample(source, config), seed=augment_seed)
-    )
-    local = _Rows(pictures, start_step, rows, process_index, config.batch_size)
+    images = order[:epoch_size].repeat().random_map(TrainExample(source, config), seed=augment_seed)
+    local = _Rows(images, start_step, rows, process_index, config.batch_size)
     return _checked(_batches(local, rows, config.data), config.data, len(source))
 
 
@@ -99,16 +98,16 @@ def eval_batches(
     numbers: bool = False,
     repeat: bool = False,
 ) -> Iterator[Batch]:
-    """One pass over the evaluation split, every picture once over all processes.
+    """One pass over the evaluation split, every image once over all processes.
 
     All processes get the same number of batches; what is missing at the end is filled with
-    pictures of zeros whose mask is 0. A picture that cannot be decoded is black, with mask 1.
+    images of zeros whose mask is 0. An image that cannot be decoded is black, with mask 1.
 
     Args:
       config: the whole configuration.
       process_index, process_count: which process asks, of how many.
       source: the opened evaluation split, where the caller has it.
-      numbers: add each picture's number, by which other labels of ImageNet's validation pictures
+      numbers: add each image's number, by which other labels of ImageNet's validation images
         are ordered: 293 for ILSVRC2012_val_00000293.JPEG, 0 for other names and the filling.
       repeat: pass after pass without end, each of ``steps_per_pass`` batches, from the same
         threads and workers, which between two passes have made the next one's beginning and wait.
@@ -126,8 +125,8 @@ def eval_batches(
     rows = _local_batch("config.eval.batch_size", size, process_count)
     source = source or open_source(config.data, config.data.eval_split)
     steps = steps_per_pass(config, source)
-    pictures = grain.MapDataset.range(steps * size).map(EvalExample(source, config, numbers))
-    local = _Rows(pictures.repeat() if repeat else pictures, 0, rows, process_index, size)
+    images = grain.MapDataset.range(steps * size).map(EvalExample(source, config, numbers))
+    local = _Rows(images.repeat() if repeat else images, 0, rows, process_index, size)
     if not repeat:
         local = local[: steps * rows]
     return _checked(_batches(local, rows, config.data), config.data, len(source))
@@ -146,7 +145,7 @@ def available_cores() -> int:
 
 
 class TrainExample:
-    """Reads, decodes and augments the training picture of an index."""
+    """Reads, decodes and augments the training image of an index."""
 
     def __init__(self, source: Source, config: ml_collections.ConfigDict):
         self._source = source
@@ -169,14 +168,13 @@ class TrainExample:
                 image = self.augment(image, rng)
             return _example(image, element["label"], undecodable=index if replacement else -1)
         raise UndecodableError(
-            f"none of the {_REPLACEMENTS} pictures from index {index} on can be decoded: "
-            f"{last_error}"
+            f"none of the {_REPLACEMENTS} images from index {index} on can be decoded: {last_error}"
         )
 
     def augment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Crop, flip, RandAugment or colour jitter, erasing: uint8 [H, W, 3] -> [S, S, 3]."""
         settings = self._augment
-        picture = transforms.random_resized_crop(
+        image = transforms.random_resized_crop(
             image,
             self._size,
             rng,
@@ -184,12 +182,12 @@ class TrainExample:
             ratio=settings["ratio"],
             interpolation=self._interpolation,
         )
-        picture = transforms.random_flip(picture, rng, settings["flip"])
+        image = transforms.random_flip(image, rng, settings["flip"])
         if self._randaugment:
-            picture = self._randaugment(picture, rng)
+            image = self._randaugment(image, rng)
         else:
-            picture = randaugment.color_jitter(picture, rng, settings["color_jitter"])
-        image = np.asarray(picture)
+            image = randaugment.color_jitter(image, rng, settings["color_jitter"])
+        image = np.asarray(image)
         if settings["erasing_probability"] > 0:
             image = randaugment.random_erasing(
                 image,
@@ -205,7 +203,7 @@ class TrainExample:
 
 
 class EvalExample:
-    """Reads, decodes and crops the evaluation picture of an index; zeros past the end."""
+    """Reads, decodes and crops the evaluation image of an index; zeros past the end."""
 
     def __init__(self, source: Source, config: ml_collections.ConfigDict, numbers: bool):
         self._source = source
@@ -254,23 +252,23 @@ class _Rows(grain.MapDataset):
 
 
 def _batches(
-    pictures: grain.MapDataset, rows: int, data: ml_collections.ConfigDict
+    images: grain.MapDataset, rows: int, data: ml_collections.ConfigDict
 ) -> grain.IterDataset:
     # Threads and workers make a batch in parts, so that none waits for another's whole batch; the
-    # parts are several pictures because Grain spends 0.2 ms a part on handing it over.
+    # parts are several images because Grain spends 0.2 ms a part on handing it over.
     part = max(size for size in range(1, _PART + 1) if rows % size == 0)
     workers = available_cores() if data.num_workers < 0 else data.num_workers
     parts_ahead = max(data.num_threads, data.prefetch * rows // (part * max(1, workers)))
-    parts = pictures.batch(part, drop_remainder=True).to_iter_dataset(
+    parts = images.batch(part, drop_remainder=True).to_iter_dataset(
         grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=parts_ahead)
     )
     if workers:
         # Worker w makes parts w, w + workers, ... and they are taken in turn: the same stream.
         parts = parts.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=parts_ahead),
-            worker_init_fn=workers.end_with_main_process,
+            worker_init_fn=end_with_main_process,
         )
-        parts = workers.StartTogether(parts)
+        parts = StartTogether(parts)
     batches = parts.batch(rows // part, drop_remainder=True, batch_fn=_join)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=data.prefetch)
 
@@ -282,23 +280,23 @@ def _join(parts: Sequence[Batch]) -> Batch:
 def _checked(
     batches: grain.IterDataset, data: ml_collections.ConfigDict, total: int
 ) -> Iterator[Batch]:
-    """Counts the pictures that could not be decoded, each once, and stops at too many."""
+    """Counts the images that could not be decoded, each once, and stops at too many."""
     undecodable: set[int] = set()
-    with contextlib.closing(workers.read(batches)) as read:
+    with contextlib.closing(read_with_workers(batches)) as read:
         for batch in read:
             indices = batch.pop("undecodable")
             for index in indices[indices >= 0].tolist():
                 if index not in undecodable:
                     undecodable.add(index)
                     logging.warning(
-                        "Picture %d of %r cannot be decoded and is replaced (%d so far).",
+                        "Image %d of %r cannot be decoded and is replaced (%d so far).",
                         index,
                         data.name,
                         len(undecodable),
                     )
             if len(undecodable) > data.max_undecodable * total:
                 raise UndecodableError(
-                    f"{len(undecodable)} of the {total} pictures of {data.name!r} cannot be "
+                    f"{len(undecodable)} of the {total} images of {data.name!r} cannot be "
                     f"decoded, more than config.data.max_undecodable = {data.max_undecodable:g} "
                     f"allows; the first are {sorted(undecodable)[:10]}"
                 )

@@ -2,7 +2,7 @@
 
 Source: Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search
 space", arXiv 1909.13719, with the sixteen operations, the increasing magnitudes and the random
-probabilities of the published recipe. Pictures are RGB; randomness comes from the
+probabilities of the published recipe. Images are RGB; randomness comes from the
 generator passed in and from nowhere else.
 """
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 # ImageNet's mean colour, shown where a geometric operation uncovers nothing.
 FILL = (124, 116, 104)
 MAX_MAGNITUDE = 15.0
-# Each operation's own probability is drawn anew from this range for every picture.
+# Each operation's own probability is drawn anew from this range for every image.
 PROBABILITY_RANGE = (0.2, 0.8)
 _LEVELS = 10.0
 
@@ -30,21 +30,21 @@ class RandAugment:
     Attributes:
       magnitude: mean magnitude, 0 to 15.
       magnitude_std: standard deviation of the magnitude.
-      num_ops: operations drawn for each picture.
+      num_ops: operations drawn for each image.
     """
 
     magnitude: float
     magnitude_std: float = 0.0
     num_ops: int = 2
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Augments one RGB picture; the one passed in is not changed."""
-        for call in self.draw(rng, picture.height, picture.width):
-            picture = call(picture)
-        return picture
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Augments one RGB image; the one passed in is not changed."""
+        for call in self.draw(rng, image.height, image.width):
+            image = call(image)
+        return image
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> list["Call"]:
-        """Draws what to do with one picture of this size; skipped operations are left out."""
+        """Draws what to do with one image of this size; skipped operations are left out."""
         calls = []
         for index in rng.integers(0, len(OP_NAMES), self.num_ops):
             if rng.random() >= rng.uniform(*PROBABILITY_RANGE):
@@ -78,15 +78,15 @@ class Call:
     sign: int = 1
     center_xy: tuple[float, float] = (0.0, 0.0)
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        return _OPS[self.name](picture, self)
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return _OPS[self.name](image, self)
 
 
 def parse(text: str) -> RandAugment | None:
     """Reads a RandAugment string; "" gives None.
 
     The parts are 'rand', then in any order mFLOAT (magnitude 0..15, required), mstdFLOAT (its
-    standard deviation, default 0) and nINT (operations a picture, default 2), joined by '-'.
+    standard deviation, default 0) and nINT (operations an image, default 2), joined by '-'.
 
     Raises:
       ValueError: naming every part that is wrong, and an example that is right.
@@ -121,26 +121,26 @@ def parse(text: str) -> RandAugment | None:
     return RandAugment(found["m"], found.get("mstd", 0.0), int(found.get("n", 2)))
 
 
-def color_jitter(picture: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+def color_jitter(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
     """Brightness, contrast and saturation, in random order, each by a factor around 1.
 
     The published recipe's colour augmentation where RandAugment is off.
 
     Args:
-      picture: RGB.
+      image: RGB.
       rng: source of all randomness.
       strength: factors are uniform in max(0, 1 - strength) .. 1 + strength; 0 changes nothing.
 
     Returns:
-      RGB picture of the same size.
+      RGB image of the same size.
     """
     if strength <= 0:
-        return picture
+        return image
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for index in rng.permutation(len(enhancers)):
         factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
-        picture = enhancers[index](picture).enhance(factor)
-    return picture
+        image = enhancers[index](image).enhance(factor)
+    return image
 
 
 def random_erasing(
@@ -157,7 +157,7 @@ def random_erasing(
     """Replaces a random rectangle by the mean colour or by noise.
 
     Source: Zhong et al., "Random Erasing Data Augmentation", arXiv 1708.04896. It is done on the
-    uint8 picture, before mixing: 'const' is what normalises to zero and 'pixel' what normalises to
+    uint8 image, before mixing: 'const' is what normalises to zero and 'pixel' what normalises to
     standard normal noise, up to rounding and clipping at 0 and 255.
 
     Args:
@@ -165,7 +165,7 @@ def random_erasing(
       rng: source of all randomness.
       probability: of erasing anything.
       mode: "const" or "pixel".
-      area: smallest and largest share of the picture.
+      area: smallest and largest share of the image.
       ratio: smallest and largest height / width, drawn log-uniformly.
       mean, std: per channel, on the 0..1 scale.
 
@@ -218,14 +218,14 @@ def _level(call: Call) -> float:
     return call.magnitude / _LEVELS
 
 
-def _rotate(picture: Image.Image, call: Call) -> Image.Image:
+def _rotate(image: Image.Image, call: Call) -> Image.Image:
     degrees = call.sign * 30.0 * _level(call)
-    return picture.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
+    return image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
 
 
-def _affine(picture: Image.Image, data: Sequence[float]) -> Image.Image:
-    return picture.transform(
-        picture.size,
+def _affine(image: Image.Image, data: Sequence[float]) -> Image.Image:
+    return image.transform(
+        image.size,
         Image.Transform.AFFINE,
         data,
         resample=Image.Resampling.BICUBIC,
@@ -241,18 +241,18 @@ def _translate(call: Call) -> float:
     return call.sign * 100.0 * _level(call)
 
 
-def _enhance(kind: type, picture: Image.Image, call: Call) -> Image.Image:
-    return kind(picture).enhance(1.8 * _level(call) + 0.1)
+def _enhance(kind: type, image: Image.Image, call: Call) -> Image.Image:
+    return kind(image).enhance(1.8 * _level(call) + 0.1)
 
 
-def _cutout(picture: Image.Image, call: Call) -> Image.Image:
+def _cutout(image: Image.Image, call: Call) -> Image.Image:
     half = int(40 * _level(call))
-    width, height = picture.size
+    width, height = image.size
     x0, y0 = (int(max(0.0, center - half)) for center in call.center_xy)
     x1, y1 = min(width, x0 + 2 * half), min(height, y0 + 2 * half)
-    picture = picture.copy()
-    ImageDraw.Draw(picture).rectangle((x0, y0, x1, y1), fill=FILL)
-    return picture
+    image = image.copy()
+    ImageDraw.Draw(image).rectangle((x0, y0, x1, y1), fill=FILL)
+    return image
 
 
 _OPS: dict[str, Callable[[Image.Image, Call], Image.Image]] = {

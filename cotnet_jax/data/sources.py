@@ -1,4 +1,4 @@
-"""Where pictures come from: TFDS datasets, prepared folders, the digits, or none at all."""
+"""Where images come from: TFDS datasets, prepared folders, the digits, or none at all."""
 
 import bisect
 import dataclasses
@@ -22,7 +22,7 @@ _SYNTHETIC_MARGIN = 64
 class Source(Protocol):
     """One split of a dataset, read in any order and from any thread.
 
-    An element is {"image": bytes of a compressed picture, or uint8 [S, S, 3] that is used as it
+    An element is {"image": bytes of a compressed image, or uint8 [S, S, 3] that is used as it
     is, "label": int, "file_name": str, "" where the dataset has none}.
     """
 
@@ -42,7 +42,7 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
     """Opens one split of the dataset named in config.data, or noise in its place.
 
     Args:
-      data: config.data; reads name, data_dir, fake and, for pictures of noise, image_size.
+      data: config.data; reads name, data_dir, fake and, for images of noise, image_size.
       split: a split's name or a TFDS slice of it, such as "train" or "train[:10%]".
 
     Raises:
@@ -64,7 +64,7 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
 
 
 class TfdsSource:
-    """A split of a TFDS dataset on disk, pictures left compressed."""
+    """A split of a TFDS dataset on disk, images left compressed."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         info = builder.info
@@ -105,12 +105,12 @@ class TfdsSource:
 
 @dataclasses.dataclass
 class Synthetic:
-    """Pictures of noise that cost next to nothing to make, for benchmarks and dry runs.
+    """Images of noise that cost next to nothing to make, for benchmarks and dry runs.
 
     Attributes:
       split: as of ``open_source``.
-      image_size: side of the pictures, in pixels.
-      sizes: pictures of each split.
+      image_size: side of the images, in pixels.
+      sizes: images of each split.
       class_names: names of the classes, which take turns.
     """
 
@@ -146,7 +146,7 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if name.startswith((".", "/", "~")):
         raise DatasetError(
             f"config.data.name = {name!r}: there is no such folder; write one with\n"
-            f"  python -m cotnet_jax.data.prepare folder --source=PICTURES --output={name}"
+            f"  python -m cotnet_jax.data.prepare folder --source=IMAGES --output={name}"
         )
     data_dir = data_dir or tfds.core.constants.DATA_DIR
     try:
@@ -155,7 +155,7 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise DatasetError(
             f"config.data.name = {name!r} is neither a folder nor in {data_dir} nor known to TFDS; "
             "use 'digits', 'synthetic', a TFDS name such as 'imagenet2012', or a folder written by"
-            "\n  python -m cotnet_jax.data.prepare folder --source=PICTURES --output=FOLDER"
+            "\n  python -m cotnet_jax.data.prepare folder --source=IMAGES --output=FOLDER"
         ) from None
     if not builder.is_prepared():
         if builder.name == _IMAGENET:
@@ -187,7 +187,7 @@ def _version_dir(path: Path) -> Path:
             f"config.data.name = {str(path)!r} holds {what} (a folder with dataset_info.json)"
             + "".join(f"\n  {folder}" for folder in found)
             + "\nname one of these, or write one with\n"
-            "  python -m cotnet_jax.data.prepare folder --source=PICTURES --output=FOLDER"
+            "  python -m cotnet_jax.data.prepare folder --source=IMAGES --output=FOLDER"
         )
     return found[0]
 
@@ -204,7 +204,7 @@ def _slices(split: str, sizes: Mapping[str, int]) -> list[range]:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, KeyError, AssertionError) as error:
         raise DatasetError(
-            f"no split {split!r}; the made-up pictures have {', '.join(sizes)} (with "
+            f"no split {split!r}; the made-up images have {', '.join(sizes)} (with "
             "--config.data.fake=True instead of the name 'synthetic' any dataset keeps its own)"
         ) from error
     return [

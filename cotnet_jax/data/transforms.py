@@ -1,6 +1,6 @@
-"""From compressed bytes to square uint8 pictures: decoding, crops, flips, evaluation's view.
+"""From compressed bytes to square uint8 images: decoding, crops, flips, evaluation's view.
 
-Decoded pictures are NumPy arrays [H, W, 3], uint8, RGB; between the steps of augmentation they are
+Decoded images are NumPy arrays [H, W, 3], uint8, RGB; between the steps of augmentation they are
 Pillow's images, which spares a conversion a step. Randomness comes from the generator passed in
 and from nowhere else.
 """
@@ -22,11 +22,11 @@ _CROP_ATTEMPTS = 10
 
 
 class DecodeError(ValueError):
-    """The bytes are no picture that can be read to its end."""
+    """The bytes are no image that can be read to its end."""
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decodes a picture of any format that Pillow reads.
+    """Decodes an image of any format that Pillow reads.
 
     JPEG goes through simplejpeg, which gives Pillow's pixels in two thirds of the time; what that
     refuses (CMYK, a PNG named .JPEG, harmless damage) goes through Pillow. The orientation in a
@@ -39,7 +39,7 @@ def decode(data: bytes) -> np.ndarray:
       uint8 [H, W, 3], RGB; greyscale is repeated, transparency dropped.
 
     Raises:
-      DecodeError: the picture is truncated, damaged or of an unknown format.
+      DecodeError: the image is truncated, damaged or of an unknown format.
     """
     if data[:2] == _JPEG_START:
         try:
@@ -49,24 +49,24 @@ def decode(data: bytes) -> np.ndarray:
         except ValueError:
             pass
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.mode.startswith("I;16"):
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I;16"):
                 # Pillow would clip 16-bit grey at 255 instead of scaling it.
-                grey = (np.asarray(picture) >> 8).astype(np.uint8)
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=-1)
-            return np.array(picture.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:
-        raise DecodeError(f"{len(data)} bytes of no known picture format") from error
+        raise DecodeError(f"{len(data)} bytes of no known image format") from error
     # Pillow's decoders raise whatever their format's parser meets (struct.error, SyntaxError, ...).
     except Exception as error:
-        raise DecodeError(f"cannot decode a picture of {len(data)} bytes: {error}") from error
+        raise DecodeError(f"cannot decode an image of {len(data)} bytes: {error}") from error
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> Image.Image:
     """Resizes with antialiasing, as Pillow up to 12 does: first horizontally, then vertically.
 
     Pillow rounds to uint8 between its two passes and from version 13 takes the vertical one first
-    for some tall pictures, so both are asked for one by one to get the same pixels everywhere.
+    for some tall images, so both are asked for one by one to get the same pixels everywhere.
 
     Args:
       image: uint8 [H, W, 3].
@@ -81,12 +81,12 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> Im
             f"config.data.interpolation is {interpolation!r}; use one of {', '.join(_FILTERS)}"
         )
     resample = _FILTERS[interpolation]
-    picture = Image.fromarray(image)
-    if picture.width != width:
-        picture = picture.resize((width, picture.height), resample)
-    if picture.height != height:
-        picture = picture.resize((width, height), resample)
-    return picture
+    image = Image.fromarray(image)
+    if image.width != width:
+        image = image.resize((width, image.height), resample)
+    if image.height != height:
+        image = image.resize((width, height), resample)
+    return image
 
 
 def crop_box(
@@ -99,12 +99,12 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """Draws the window of a random resized crop.
 
-    The area is uniform in `scale` of the picture's, width / height log-uniform in `ratio`; after
+    The area is uniform in `scale` of the image's, width / height log-uniform in `ratio`; after
     ten windows that do not fit, the largest central one whose ratio is allowed. Source: Szegedy
     et al., "Going Deeper with Convolutions", arXiv 1409.4842, section 6.
 
     Args:
-      height, width: of the picture, in pixels.
+      height, width: of the image, in pixels.
       rng: source of all randomness.
       scale: smallest and largest share of the area.
       ratio: smallest and largest width / height.
@@ -155,15 +155,15 @@ def random_resized_crop(
     return resize(image[top : top + h, left : left + w], size, size, interpolation)
 
 
-def random_flip(picture: Image.Image, rng: np.random.Generator, probability: float) -> Image.Image:
+def random_flip(image: Image.Image, rng: np.random.Generator, probability: float) -> Image.Image:
     """Mirrors left and right with the given probability."""
     if rng.random() < probability:
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return picture
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image
 
 
 def central_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Cuts the centre [size, size, 3] out of [H, W, 3], with zeros where the picture is smaller."""
+    """Cuts the centre [size, size, 3] out of [H, W, 3], with zeros where the image is smaller."""
     height, width = image.shape[:2]
     top, left = round((height - size) / 2), round((width - size) / 2)
     out = np.zeros((size, size, 3), image.dtype)

@@ -32,7 +32,7 @@ class StartTogether(grain.IterDataset):
         return iterator
 
 
-def read(dataset: grain.IterDataset) -> Iterator[Any]:
+def read_with_workers(dataset: grain.IterDataset) -> Iterator[Any]:
     """Yields from a dataset that ends in a ``ThreadPrefetchIterDataset``; close() ends its workers.
 
     Raises:
@@ -48,7 +48,7 @@ def read(dataset: grain.IterDataset) -> Iterator[Any]:
         if "Worker process was terminated" not in str(error):
             raise
         raise WorkerLostError(
-            "one of the processes that decode pictures was lost, probably killed by the system "
+            "one of the processes that decode images was lost, probably killed by the system "
             "because memory ran out. Choose fewer --config.data.num_workers, then start the same "
             "command again."
         ) from None

@@ -74,7 +74,7 @@ class BatchNorm(nn.Module):
             raise ValueError(
                 f"BatchNorm {'/'.join(self.path)} sees {count} value a channel in a training batch "
                 f"of shape {x.shape}, where a variance needs two: give every device at least two "
-                "pictures, or share the statistics over devices (sync_batch_norm)"
+                "images, or share the statistics over devices (sync_batch_norm)"
             )
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(x.ndim - 1))

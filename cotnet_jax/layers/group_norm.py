@@ -12,7 +12,7 @@ class TapGroupNorm(nn.Module):
     """Normalises weights [N, H, W, G, K*K, Cw] over all pixels and taps.
 
     Wu and He, "Group Normalization", arXiv 1803.08494, equation 7, with a group for each of the
-    G * Cw weight channels of a picture. Scale and bias are per tap and weight channel, stored
+    G * Cw weight channels of an image. Scale and bias are per tap and weight channel, stored
     flat [G * K*K * Cw]. Statistics are biased and in at least float32.
 
     Attributes:

@@ -22,7 +22,7 @@ def max_pool_3x3(x: jax.Array, strides: int) -> jax.Array:
 
 
 def blur_pool(x: jax.Array, strides: int) -> jax.Array:
-    """Binomial 3x3 filter, then subsampling, with the picture mirrored about its edge pixels.
+    """Binomial 3x3 filter, then subsampling, with the image mirrored about its edge pixels.
 
     Zhang, "Making Convolutional Networks Shift-Invariant Again", arXiv 1904.11486, section 3.2.
     """

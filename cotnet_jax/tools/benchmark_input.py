@@ -1,4 +1,4 @@
-"""Prints how fast the host makes training pictures: bare loops, then through Grain.
+"""Prints how fast the host makes training images: bare loops, then through Grain.
 
     python -m cotnet_jax.tools.benchmark_input [--threads=1,2,4] [--workers=1,2,4] [--data_dir=DIR]
         [--augment=plain,randaugment]
@@ -44,17 +44,17 @@ class MadeUpJpegs:
     def __init__(self, number: int, length: int, quality: int):
         self._length = length
         random = np.random.RandomState(0)
-        self._pictures = [self._make(random, quality) for _ in range(number)]
+        self._images = [self._make(random, quality) for _ in range(number)]
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, bytes | int | str]:
-        image = self._pictures[index % len(self._pictures)]
+        image = self._images[index % len(self._images)]
         return {"image": image, "label": 0, "file_name": ""}
 
     def mean_bytes(self) -> float:
-        return float(np.mean([len(data) for data in self._pictures]))
+        return float(np.mean([len(data) for data in self._images]))
 
     @staticmethod
     def _make(random: np.random.RandomState, quality: int) -> bytes:
@@ -74,7 +74,7 @@ def main():
     if args.data_dir:
         data = ml_collections.ConfigDict({"name": "imagenet2012", "data_dir": args.data_dir})
         source = open_source(data, "train")
-        print(f"imagenet2012 in {args.data_dir}, {len(source):,} pictures")
+        print(f"imagenet2012 in {args.data_dir}, {len(source):,} images")
     else:
         source = MadeUpJpegs(256, 1_281_167, args.quality)
         print(f"{_WIDTH}x{_HEIGHT} JPEGs of {source.mean_bytes() / 1000:.0f} kB, in memory")
@@ -157,7 +157,7 @@ def _config(args: argparse.Namespace, text: str) -> ml_collections.ConfigDict:
 
 
 def _bare_loop(source: Source, config: ml_collections.ConfigDict) -> Iterator[int]:
-    """The same work without Grain: one picture after the other, gathered into batches."""
+    """The same work without Grain: one image after the other, gathered into batches."""
     example = pipeline.TrainExample(source, config)
     rng = np.random.default_rng(0)
     order = (int(index) for index in iter(lambda: rng.integers(len(source)), -1))
@@ -176,7 +176,7 @@ def _through_grain(source: Source, config: ml_collections.ConfigDict) -> Iterato
 
 
 def _rate(batches: Iterator[int], seconds: float) -> float:
-    """Pictures a second, once everything is running and the first buffers are empty."""
+    """Images a second, once everything is running and the first buffers are empty."""
     for _ in range(4):
         next(batches)
     count, start = 0, time.perf_counter()
@@ -190,7 +190,7 @@ def _rate(batches: Iterator[int], seconds: float) -> float:
 def _bare_rate(
     source: Source, config: ml_collections.ConfigDict, processes: int, seconds: float
 ) -> float:
-    """Pictures a second of so many bare loops at once."""
+    """Images a second of so many bare loops at once."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
         barrier = spawn.Manager().Barrier(processes)
@@ -219,10 +219,10 @@ def _row(what: str, threads: int, workers: int, bare: dict[int, float], rate: fl
 
 
 def _parts(source: Source, seconds: float):
-    """What one picture costs, step by step, in one thread."""
+    """What one image costs, step by step, in one thread."""
     rng = np.random.default_rng(0)
     data = [source[index]["image"] for index in range(64)]
-    decoded = [transforms.decode(picture) for picture in data]
+    decoded = [transforms.decode(image) for image in data]
     crop = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "interpolation": "bicubic"}
     cropped = [transforms.random_resized_crop(image, 224, rng, **crop) for image in decoded]
     augment = randaugment.parse(_RECIPE)
@@ -238,7 +238,7 @@ def _parts(source: Source, seconds: float):
     shuffled = grain.MapDataset.range(len(source)).shuffle(seed=0).repeat()
     keyed = shuffled.random_map(lambda index, rng: index, seed=0)
     steps["Grain's order and random key"] = lambda i: keyed[i]
-    print(f"\n{'one picture, one thread':34} {'ms':>7}")
+    print(f"\n{'one image, one thread':34} {'ms':>7}")
     for name, step in steps.items():
         count, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds / 4:

@@ -23,7 +23,7 @@ from cotnet_jax.weights.load import is_converted_or_trained, read_weights
 from cotnet_jax.weights.name_map import to_torch_state_dict
 from cotnet_jax.weights.torch_files import Kind, read_torch_checkpoint, write_safetensors
 
-# Side of the random picture that the written copy must give finite logits for: any size will do.
+# Side of the random image that the written copy must give finite logits for: any size will do.
 CHECKED_SIZE = 64
 _CHUNK = 2**20
 Path = str | os.PathLike
@@ -41,7 +41,7 @@ def convert_torch_file(
       input: a .pth.tar, .pth or .safetensors file.
       output: folder to be made; ``folder`` has its layout.
       model: its name; None finds it by the names and shapes of the tensors.
-      weights: which ones; None takes the moving averages where the file has them.
+      weights: which ones; None takes the EMA where the file has them.
 
     Raises:
       FileNotFoundError: no such file.
@@ -88,7 +88,7 @@ def convert_torch_file(
     print(f"wrote     {folder.path}")
     print(
         f"checked   {len(digests)} arrays read back equal bit by bit; finite logits for a random "
-        f"picture of {CHECKED_SIZE} x {CHECKED_SIZE}"
+        f"image of {CHECKED_SIZE} x {CHECKED_SIZE}"
     )
 
 
@@ -163,16 +163,16 @@ def _require_same(read, written, output):
 
 
 def _compile_forward_pass(net, shapes):
-    """A function of the variables that gives the logits of a random picture, on a CPU."""
+    """A function of the variables that gives the logits of a random image, on a CPU."""
     channels = shapes["params"]["stem"]["conv1"]["kernel"].shape[-2]
-    picture = np.random.default_rng(0).standard_normal((1, CHECKED_SIZE, CHECKED_SIZE, channels))
-    picture = picture.astype(np.float32)
+    image = np.random.default_rng(0).standard_normal((1, CHECKED_SIZE, CHECKED_SIZE, channels))
+    image = image.astype(np.float32)
     cpu = jax.local_devices(backend="cpu")[0]
     with jax.default_device(cpu):
-        lowered = jax.jit(net.apply).lower(shapes, picture)
+        lowered = jax.jit(net.apply).lower(shapes, image)
         # For a single call: optimised code would take three times as long to make.
         compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
-    return lambda variables: np.asarray(compiled(*jax.device_put((variables, picture), cpu)))
+    return lambda variables: np.asarray(compiled(*jax.device_put((variables, image), cpu)))
 
 
 def _require_finite(logits, output):

@@ -48,7 +48,7 @@ class Weights:
     Attributes:
       model: name of the model, as in ``list_models()``.
       variables: {"params", "batch_stats"}, nested dicts of float32 NumPy arrays.
-      kind: "ema" (moving averages) or "raw".
+      kind: "ema" (EMA) or "raw".
       settings: of evaluation: image_size in pixels, crop, interpolation, mean, std.
       attributes: further ones of ``create_model`` that they were trained with.
       class_names: of the logits in order, where they are known.
@@ -96,7 +96,7 @@ def load(
         .safetensors file of PyTorch.
       num_classes: another number than the weights' own gives a new classifier with random
         weights, for fine-tuning, and says so; 0 leaves the classifier out.
-      weights: which ones, where there are both; None takes the moving averages (EMA).
+      weights: which ones, where there are both; None takes the EMA.
       model: name, for PyTorch files that fit several models.
       **attributes: further ones of ``create_model``: dtype, drop_rate, output_stride, ...
 

@@ -1,4 +1,4 @@
-"""ImageNet and picture folders become TFDS datasets; interruptions and errors on the way."""
+"""ImageNet and image folders become TFDS datasets; interruptions and errors on the way."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ from cotnet_jax.data.prepare import dataset, listing, shards
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(folder, what is in it): 20 classes, 100 training and 30 validation pictures."""
+    """(folder, what is in it): 20 classes, 100 training and 30 validation images."""
     folder = tmp_path_factory.mktemp("made")
     return folder, made_up_imagenet.make(folder, 20, 5, 30, mean_size=(60, 80))
 
@@ -90,7 +90,7 @@ def test_tfds_reads_it_by_name(made, from_tars):
     assert decoded[0]["image"].ndim == 3
 
 
-def test_pictures_are_stored_as_they_were_but_for_cmyk_and_png(made, from_tars):
+def test_images_are_stored_as_they_were_but_for_cmyk_and_png(made, from_tars):
     odd = {name: kind for kind, name in made[1]["odd"].items()}
     originals = {path.name: path.read_bytes() for path in made[0].rglob("*.JPEG")}
     source = tfds.data_source("imagenet2012", data_dir=from_tars, split="train", decoders=ENCODED)
@@ -115,7 +115,7 @@ def test_report(made, from_tars):
     report = json.loads((dataset_dir(from_tars) / dataset.REPORT).read_text())
     odd = made[1]["odd"]
     train = report["splits"]["train"]
-    assert (train["pictures"], report["splits"]["validation"]["pictures"]) == (100, 30)
+    assert (train["images"], report["splits"]["validation"]["images"]) == (100, 30)
     assert train["reencoded"] == sorted([odd["CMYK"], odd["PNG"]])
     source = tfds.data_source("imagenet2012", data_dir=from_tars, split="train", decoders=ENCODED)
     undecodable = {name: index for index, name, _ in train["undecodable"]}
@@ -123,7 +123,7 @@ def test_report(made, from_tars):
     for name, index in undecodable.items():
         assert source[index]["file_name"].decode() == name
     differences = "\n".join(report["differences"])
-    for words in ("100 pictures, the official set has 1,281,167", "980 classes", "img_val.tar"):
+    for words in ("100 images, the official set has 1,281,167", "980 classes", "img_val.tar"):
         assert words in differences
 
 
@@ -155,7 +155,7 @@ def test_this_project_reads_it(made, from_tars, process_count):
     assert sum(len(batch["label"]) for batch in epoch) == 100
 
 
-def test_validation_pictures_have_their_official_numbers(made, from_tars):
+def test_validation_images_have_their_official_numbers(made, from_tars):
     config = imagenet_config(from_tars)
     found = {}
     for batch in pipeline.eval_batches(config, numbers=True):
@@ -270,7 +270,7 @@ def test_an_interrupted_run_goes_on(made, from_tars, tmp_path, monkeypatch, many
     assert not list(dataset_dir(tmp_path).glob("writing_*"))
 
 
-def test_going_on_with_other_pictures_is_refused(made, tmp_path, monkeypatch, capsys):
+def test_going_on_with_other_images_is_refused(made, tmp_path, monkeypatch, capsys):
     def fails(*arguments):
         raise OSError("stop")
 
@@ -281,7 +281,7 @@ def test_going_on_with_other_pictures_is_refused(made, tmp_path, monkeypatch, ca
     next((tmp_path / "fewer").rglob("*.JPEG")).unlink()
     capsys.readouterr()
     assert prepare(tmp_path / "fewer", tmp_path / "out") == 1
-    assert "begun with other pictures" in capsys.readouterr().err
+    assert "begun with other images" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_seen_before_writing(made, tmp_path, monkeypatch, capsys):
@@ -349,7 +349,7 @@ def test_source_problems_are_one_clear_error(made, tmp_path, capsys):
     fails(tmp_path / "mixed", "two layouts", what="folder")
     (tmp_path / "none" / "cats").mkdir(parents=True)
     (tmp_path / "none" / "cats" / "readme.txt").write_text("none")
-    fails(tmp_path / "none", "no pictures", what="folder")
+    fails(tmp_path / "none", "no images", what="folder")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
@@ -364,7 +364,7 @@ def test_wrong_validation_folder_is_reported(made, tmp_path):
     path.rename(tmp_path / "source" / "val" / wrong / path.name)
     assert prepare(tmp_path / "source", tmp_path / "out") == 0
     report = (dataset_dir(tmp_path / "out") / dataset.REPORT).read_text()
-    expected = "1 pictures are in another class's folder than in the official set, the first "
+    expected = "1 images are in another class's folder than in the official set, the first "
     assert expected + path.name in report
 
 
@@ -409,4 +409,4 @@ def test_folder_of_splits(tmp_path):
     assert lengths == {"train": 3, "validation": 2, "test": 1}
     assert sources.open_source(config, "test")[0]["label"] == 2
     report = json.loads((tmp_path / "out" / dataset.REPORT).read_text())
-    assert "validation: no pictures of 1 classes, the first c" in report["differences"]
+    assert "validation: no images of 1 classes, the first c" in report["differences"]

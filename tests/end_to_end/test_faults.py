@@ -167,7 +167,7 @@ def test_a_lost_worker_is_one_error(tmp_path):
     said = run.end()
     assert run.returncode == 1, said
     assert "Traceback" not in said, said
-    assert "\nerror: one of the processes that decode pictures was lost" in said
+    assert "\nerror: one of the processes that decode images was lost" in said
 
 
 def test_ctrl_c_is_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""Made-up ImageNet of 12,000 pictures: from tar files and folders to a top-1 on 1, 2, 4 processes.
+"""Made-up ImageNet of 12,000 images: from tar files and folders to a top-1 on 1, 2, 4 processes.
 
 Takes four minutes on two cores, and 4 GB of disk.
 """
@@ -61,9 +61,9 @@ def test_tar_files_and_folders_give_the_same_records(prepared):
     assert compared == TRAIN + VALIDATION
 
 
-def test_tfds_reads_every_picture(made, prepared):
-    folder, pictures = made
-    kinds = {name: kind for kind, name in pictures["odd"].items()}
+def test_tfds_reads_every_image(made, prepared):
+    folder, images = made
+    kinds = {name: kind for kind, name in images["odd"].items()}
     sizes = []
     for split, folder_name in (("train", "train"), ("validation", "val")):
         found = {}
@@ -75,13 +75,13 @@ def test_tfds_reads_every_picture(made, prepared):
                 assert example["image"] == original
             if name not in kinds:
                 sizes.append(Image.open(io.BytesIO(original)).size)
-        assert found == pictures[split]
+        assert found == images[split]
     np.testing.assert_allclose(np.mean(sizes, axis=0), (500, 375), rtol=0.02)
     report = json.loads((dataset_dir(prepared["tars"]) / dataset.REPORT).read_text())
-    assert (report["splits"]["train"]["pictures"], report["classes"]) == (TRAIN, CLASSES)
+    assert (report["splits"]["train"]["images"], report["classes"]) == (TRAIN, CLASSES)
 
 
-# Every row that a process puts on its devices: the picture's index and label, its pixels, and in
+# Every row that a process puts on its devices: the image's index and label, its pixels, and in
 # an evaluation only if it counts.
 RECORD = """
     import os, zlib
@@ -95,7 +95,7 @@ RECORD = """
         example.__call__ = make_with_index
     with_index(pipeline.TrainExample)
     with_index(pipeline.EvalExample)
-    split_batch = sharding.split_batch
+    shard_batch = sharding.shard_batch
     def recorded(mesh, batch):
         if "index" in batch:
             indices, labels = batch.pop("index"), batch["label"]
@@ -105,13 +105,13 @@ RECORD = """
                     if kind == "train" or batch["mask"][row]:
                         pixels = zlib.crc32(image.tobytes())
                         file.write(f"{kind} {indices[row]} {labels[row]} {pixels}\\n")
-        return split_batch(mesh, batch)
-    sharding.split_batch = recorded
+        return shard_batch(mesh, batch)
+    sharding.shard_batch = recorded
 """
 
 
 def expected_rows(data_dir) -> dict[tuple[str, int], int]:
-    """{(split, index): label} of all pictures; training replaces the two that are damaged."""
+    """{(split, index): label} of all images; training replaces the two that are damaged."""
     report = json.loads((dataset_dir(data_dir) / dataset.REPORT).read_text())
     damaged = {index for index, *_ in report["splits"]["train"]["undecodable"]}
     assert len(damaged) == len(made_up_imagenet.UNDECODABLE)
@@ -124,7 +124,7 @@ def expected_rows(data_dir) -> dict[tuple[str, int], int]:
     return rows
 
 
-def test_every_picture_counts_once_on_one_two_and_four_processes(
+def test_every_image_counts_once_on_one_two_and_four_processes(
     made, prepared, tmp_path, monkeypatch
 ):
     flags = [
@@ -137,7 +137,7 @@ def test_every_picture_counts_once_on_one_two_and_four_processes(
         "--config.augment.flip=0.5",
         "--config.mixing.probability=0",
         f"--config.batch_size={BATCH}",
-        # No divisor of the pictures.
+        # No divisor of the images.
         "--config.eval.batch_size=96",
         "--config.epochs=1",
         "--config.schedule.peak=0.5",
@@ -160,7 +160,7 @@ def test_every_picture_counts_once_on_one_two_and_four_processes(
 
     seen = collections.Counter((kind, int(index), int(label)) for kind, index, label, _ in rows[1])
     expected = expected_rows(prepared["tars"])
-    assert seen == collections.Counter((*picture, label) for picture, label in expected.items())
+    assert seen == collections.Counter((*image, label) for image, label in expected.items())
     assert len(rows[1]) == TRAIN + VALIDATION
     assert rows[1] == rows[2] == rows[4]
     assert results[1]["count"] == VALIDATION

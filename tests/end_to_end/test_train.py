@@ -153,9 +153,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
             ["--config.batch_size=0", "--config.data.image_size=0", "--config.epochs=0"],
             ["--config.batch_size=0", "--config.data.image_size=0", "--config.epochs=0"],
         ),
-        (["--config.batch_size=1"], ["two pictures for its batch norm"]),
+        (["--config.batch_size=1"], ["two images for its batch norm"]),
         (["--config.accumulate_steps=3"], ["a positive multiple of 3"]),
-        (["--config.batch_size=4096"], ["is more than the 1438 pictures"]),
+        (["--config.batch_size=4096"], ["is more than the 1438 images"]),
         (["--config.model.name=cotnet5"], ["did you mean 'cotnet50'"]),
         (["--config.data.name=imagenet2012"], ["imagenet2012", "cotnet_jax.data.prepare"]),
         (["--config.data.name=/nowhere"], ["there is no such folder"]),
@@ -210,7 +210,7 @@ def test_only_given_weights_are_evaluated_without_a_workdir(finished):
     figures = json.loads(result.stdout.splitlines()[-1])
     metrics = read_metrics(finished[0] / "metrics.jsonl")
     assert figures["given_top1"] == metrics[STEPS]["ema_top1"]
-    assert f"--weights={given} PICTURE" in result.stderr
+    assert f"--weights={given} IMAGE" in result.stderr
     assert "--workdir=DIR is missing" in error_of(main("--mode=evaluate"))
 
 

@@ -3,7 +3,7 @@
 Four colours out of fourteen tell a class, so that a network can learn all 1,000 of them.
 
 `python tests/made_up_imagenet.py FOLDER` makes the full-size one, 1,000 classes and 12,000
-pictures, as tar files in FOLDER/tars and as folders in FOLDER/folders.
+images, as tar files in FOLDER/tars and as folders in FOLDER/folders.
 """
 
 import io
@@ -30,13 +30,13 @@ _BLOCK = 48
 
 
 def make(folder, classes, train_per_class, validation, mean_size=(375, 500), quality=90):
-    """Writes tars/ and folders/ with the same pictures; the first of each ODD kind is in train.
+    """Writes tars/ and folders/ with the same images; the first of each ODD kind is in train.
 
     Args:
       folder: where to write.
       classes: number of classes, the first by WNID.
-      train_per_class: training pictures a class.
-      validation: validation pictures, numbered from 1, with the official labels.
+      train_per_class: training images a class.
+      validation: validation images, numbered from 1, with the official labels.
       mean_size: mean height and width in pixels.
       quality: of the JPEGs.
 
@@ -49,7 +49,7 @@ def make(folder, classes, train_per_class, validation, mean_size=(375, 500), qua
     canvas = _canvas(random, 3 * max(mean_size))
     made = {"train": {}, "validation": {}, "odd": {}}
     odd = list(ODD)
-    bar = tqdm(total=classes * train_per_class + validation, unit=" pictures", disable=None)
+    bar = tqdm(total=classes * train_per_class + validation, unit=" images", disable=None)
     with bar, tarfile.open(tars / "ILSVRC2012_img_train.tar", "w") as outer:
         for wnid in WNIDS[:classes]:
             inner_bytes = io.BytesIO()
@@ -57,7 +57,7 @@ def make(folder, classes, train_per_class, validation, mean_size=(375, 500), qua
                 for number in range(train_per_class):
                     name = f"{wnid}_{random.randint(100_000)}{number}.JPEG"
                     kind = odd.pop(0) if odd and number == 0 else ""
-                    data = _picture(random, canvas, wnid, mean_size, quality, kind)
+                    data = _image(random, canvas, wnid, mean_size, quality, kind)
                     _add(inner, name, data)
                     _put(folders / "train" / wnid / name, data)
                     made["train"][name] = wnid
@@ -69,7 +69,7 @@ def make(folder, classes, train_per_class, validation, mean_size=(375, 500), qua
             numbers = [n for n in range(1, len(TRUTH) + 1) if TRUTH[n - 1] in WNIDS[:classes]]
             for number in numbers[:validation]:
                 name, wnid = f"ILSVRC2012_val_{number:08d}.JPEG", TRUTH[number - 1]
-                data = _picture(random, canvas, wnid, mean_size, quality, "")
+                data = _image(random, canvas, wnid, mean_size, quality, "")
                 _add(archive, name, data)
                 _put(folders / "val" / wnid / name, data)
                 made["validation"][name] = wnid
@@ -85,7 +85,7 @@ def _canvas(random, side):
     return np.clip(np.stack(waves, -1) + noise[:side, :side], 0, 255).astype(np.uint8)
 
 
-def _picture(random, canvas, wnid, mean_size, quality, kind):
+def _image(random, canvas, wnid, mean_size, quality, kind):
     height, width = (int(side * random.uniform(0.6, 1.4)) for side in mean_size)
     height, width = {"thin": (10, 3000), "tall": (3000, 10)}.get(kind, (height, width))
     top, left = (random.randint(max(1, canvas.shape[0] - side)) for side in (height, width))
@@ -93,10 +93,10 @@ def _picture(random, canvas, wnid, mean_size, quality, kind):
     texture = np.asarray(Image.fromarray(window).resize((width, height)))
     drawn = random.randint(4, size=(height // _BLOCK + 1, width // _BLOCK + 1))
     colours = np.array(_PALETTES[wnid])[drawn].repeat(_BLOCK, 0).repeat(_BLOCK, 1)
-    picture = Image.fromarray(texture // 2 + colours[:height, :width] // 2)
+    image = Image.fromarray(texture // 2 + colours[:height, :width] // 2)
     mode = {"CMYK": "CMYK", "grey": "L"}.get(kind, "RGB")
     file = io.BytesIO()
-    picture.convert(mode).save(file, "PNG" if kind == "PNG" else "JPEG", quality=quality)
+    image.convert(mode).save(file, "PNG" if kind == "PNG" else "JPEG", quality=quality)
     data = file.getvalue()
     if kind == "EXIF":
         body = b"Exif\0\0MM\0*" + b"\xff" * 40

@@ -14,7 +14,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def mean_of_windows(x, size, strides, low, high, count_padding):
-    """Averages windows of size x size, which start low pixels outside the picture."""
+    """Averages windows of size x size, which start low pixels outside the image."""
     padded = np.pad(x, [(0, 0), (low, high), (low, high), (0, 0)], constant_values=np.nan)
     result = []
     for top in range(0, padded.shape[1] - size + 1, strides):

@@ -264,6 +264,6 @@ def test_exports_for_any_batch_and_platform(tiny):
     apply = jax.jit(model.clone(implementation="xla").apply)
     batch = jax.ShapeDtypeStruct(export.symbolic_shape("n, 32, 32, 3"), images.dtype)
     file = export.export(apply, platforms=("cpu", "cuda", "tpu"))(variables, batch).serialize()
-    for pictures in (images, images[:1]):
-        logits = export.deserialize(file).call(variables, pictures)
-        np.testing.assert_allclose(logits, apply(variables, pictures), rtol=1e-5, atol=1e-6)
+    for some in (images, images[:1]):
+        logits = export.deserialize(file).call(variables, some)
+        np.testing.assert_allclose(logits, apply(variables, some), rtol=1e-5, atol=1e-6)

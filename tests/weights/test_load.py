@@ -142,7 +142,7 @@ def test_workdir_without_averages_or_evaluation(tmp_path):
     read = load.read_weights(path)
     assert (read.kind, read.batches) == ("raw", 1)
     assert equal(read.variables, variables_of(11))
-    with pytest.raises(WeightsError, match="no moving average"):
+    with pytest.raises(WeightsError, match="no EMA"):
         load.load(path, weights="ema")
     path = make_workdir(tmp_path / "new", CONFIG, ((1, None), (2, None)))
     read = load.read_weights(path)

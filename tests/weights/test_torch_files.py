@@ -93,7 +93,7 @@ def test_no_torch_needed(tmp_path):
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] in ('torch', 'yacs'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
-        "from cotnet_jax import torch_files\n"
+        "from cotnet_jax.weights import torch_files\n"
         f"c = torch_files.read_torch_checkpoint({str(FOLDER / ZIP)!r})\n"
         "print(len(c.arrays()), 'torch' in sys.modules)\n"
     )

@@ -1,4 +1,4 @@
-"""Writing ImageNet, or any folder of pictures, as a TFDS dataset in ArrayRecord, once.
+"""Writing ImageNet, or any folder of images, as a TFDS dataset in ArrayRecord, once.
 
 Run by `python -m cotnet_jax.data.prepare`; needs no TensorFlow.
 """

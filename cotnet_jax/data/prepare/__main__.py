@@ -21,10 +21,10 @@ _DESCRIPTION = """
 imagenet  writes OUTPUT/imagenet2012/5.1.0, as tfds.data_source("imagenet2012", data_dir=OUTPUT)
           expects it. SOURCE is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,
           or with train/WNID/*.JPEG and val/ (in class folders or not), or a TFDS copy in TFRecord.
-folder    writes OUTPUT from pictures in SOURCE/CLASS/* or SOURCE/SPLIT/CLASS/*.
+folder    writes OUTPUT from images in SOURCE/CLASS/* or SOURCE/SPLIT/CLASS/*.
 
 Interrupted, the same command goes on where it stopped. On a spinning disk tar files take hours:
-pictures are read in the dataset's order, which is random.
+images are read in the dataset's order, which is random.
 """
 
 
@@ -60,13 +60,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=("imagenet", "folder"))
-    parser.add_argument("--source", required=True, type=_path, help="where the pictures are")
+    parser.add_argument("--source", required=True, type=_path, help="where the images are")
     parser.add_argument("--output", required=True, type=_path, help="where to write")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)"
     )
     parser.add_argument(
-        "--no_check", action="store_true", help="do not try whether every picture can be decoded"
+        "--no_check", action="store_true", help="do not try whether every image can be decoded"
     )
     parser.add_argument(
         "--no_checksum", action="store_true", help="do not compare the tar files' SHA-256"
@@ -116,8 +116,8 @@ def _plan(
     else:
         found = listing.list_folder(args.source, pool)
         name, version = _dataset_name(output)
-    features = shards.picture_features(found.class_names, jpeg=args.what == "imagenet")
-    plan = dataset.plan_pictures(
+    features = shards.image_features(found.class_names, jpeg=args.what == "imagenet")
+    plan = dataset.plan_images(
         name, version, output, found, features, plain_jpeg=args.what == "imagenet"
     )
     return plan, found.differences, found.archives
@@ -142,7 +142,7 @@ def _tfrecord_copy(source: Path) -> tfds.core.DatasetBuilder | None:
 def _count_differences(copy: tfds.core.DatasetBuilder) -> list[str]:
     counts = {split: info.num_examples for split, info in copy.info.splits.items()}
     return [
-        f"{split}: {counts.get(split, 0):,} pictures, the official set has {expected:,}"
+        f"{split}: {counts.get(split, 0):,} images, the official set has {expected:,}"
         for split, expected in listing.OFFICIAL_COUNTS.items()
         if counts.get(split, 0) != expected
     ]
@@ -153,7 +153,7 @@ def _dataset_name(output: Path) -> tuple[str, str]:
     if tfds.core.Version.is_valid(output.name):
         return _dataset_name(output.parent)[0], output.name
     name = re.sub(r"\W+", "_", output.name.lower()).strip("_")
-    return (name if name[:1].isalpha() else f"pictures_{name}"), "1.0.0"
+    return (name if name[:1].isalpha() else f"images_{name}"), "1.0.0"
 
 
 def _compare_checksums(archives: list[Path]) -> list[str]:
@@ -194,9 +194,9 @@ def _report(
     for shard, result in written.items():
         split = splits.setdefault(
             shard.split,
-            {"pictures": 0, "bytes": 0, "shards": 0, "reencoded": [], "undecodable": []},
+            {"images": 0, "bytes": 0, "shards": 0, "reencoded": [], "undecodable": []},
         )
-        split["pictures"] += shard.length
+        split["images"] += shard.length
         split["bytes"] += result.num_bytes
         split["shards"] += 1
         split["reencoded"] = sorted([*split["reencoded"], *result.reencoded])
@@ -214,7 +214,7 @@ def _print_report(report: dict, plan: dataset.Plan, imagenet: bool, args: argpar
     print(f"\n{report['dataset']}, {report['classes']} classes, in {plan.output}")
     for name, split in report["splits"].items():
         print(
-            f"  {name}: {split['pictures']:,} pictures, {split['bytes'] / 1e9:.2f} GB in "
+            f"  {name}: {split['images']:,} images, {split['bytes'] / 1e9:.2f} GB in "
             f"{split['shards']} files; {len(split['reencoded'])} turned into RGB JPEG, "
             f"{len(split['undecodable'])} undecodable"
         )

@@ -23,7 +23,7 @@ from cotnet_jax.data.prepare.shards import Shard, Written, write
 
 REPORT = "prepare_report.json"
 _PROGRESS = "progress.jsonl"
-# Serialized fields around a picture's bytes, for guessing the size on disk.
+# Serialized fields around an image's bytes, for guessing the size on disk.
 _RECORD_OVERHEAD = 100
 
 
@@ -43,7 +43,7 @@ class Plan:
       shards: all files.
       num_bytes: guess of the size on disk.
       plain_jpeg: see shards.write.
-      fingerprint: equal for equal contents; guards against going on with other pictures.
+      fingerprint: equal for equal contents; guards against going on with other images.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Plan:
         return self.output.with_name(f"incomplete_{self.output.name}")
 
 
-def plan_pictures(
+def plan_images(
     name: str,
     version: str,
     output: Path,
@@ -68,21 +68,21 @@ def plan_pictures(
     features: tfds.features.FeaturesDict,
     plain_jpeg: bool,
 ) -> Plan:
-    """Orders and divides pictures as TFDS does: by the hash of their names, in equal shards."""
+    """Orders and divides images as TFDS does: by the hash of their names, in equal shards."""
     shards, total, fingerprint = [], 0, hashlib.sha256()
     for split, unordered in sorted(listing.splits.items()):
         hasher = hashing.Hasher(split)
-        pictures = sorted(unordered, key=lambda picture: hasher.hash_key(picture.name))
-        size = sum(picture.size + _RECORD_OVERHEAD for picture in pictures)
-        count = shard_utils.ShardConfig.calculate_number_shards(size, len(pictures))
-        stops = shard_utils.get_shard_boundaries(len(pictures), count)
+        images = sorted(unordered, key=lambda image: hasher.hash_key(image.name))
+        size = sum(image.size + _RECORD_OVERHEAD for image in images)
+        count = shard_utils.ShardConfig.calculate_number_shards(size, len(images))
+        stops = shard_utils.get_shard_boundaries(len(images), count)
         starts = [0, *stops[:-1]]
         for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
             path = Path(_filename(name, split, index, count))
-            shards.append(Shard(path, split, start, stop - start, tuple(pictures[start:stop])))
+            shards.append(Shard(path, split, start, stop - start, tuple(images[start:stop])))
         total += size
-        for picture in pictures:
-            fingerprint.update(f"{split} {picture.name} {picture.label} {picture.size}\n".encode())
+        for image in images:
+            fingerprint.update(f"{split} {image.name} {image.label} {image.size}\n".encode())
     return Plan(
         name, version, output, features, tuple(shards), total, plain_jpeg, fingerprint.hexdigest()
     )
@@ -113,7 +113,7 @@ def plan_copy(builder: tfds.core.DatasetBuilder, output: Path) -> Plan:
 
 
 def write_dataset(plan: Plan, pool: Executor, check: bool) -> dict[Shard, Written]:
-    """Writes the shards that are not there yet, with a progress bar over pictures.
+    """Writes the shards that are not there yet, with a progress bar over images.
 
     Raises:
       PrepareError: the folder holds another dataset's beginning, or too little space is left.
@@ -134,7 +134,7 @@ def write_dataset(plan: Plan, pool: Executor, check: bool) -> dict[Shard, Writte
         desc="writing",
         total=sum(shard.length for shard in plan.shards),
         initial=sum(shard.length for shard in done),
-        unit=" pictures",
+        unit=" images",
     )
     with bar, open(folder / _PROGRESS, "a") as progress:
         futures = {
@@ -224,7 +224,7 @@ def _read_progress(plan: Plan, check: bool) -> dict[Shard, Written]:
         return {}
     if lines[0] != head:
         raise PrepareError(
-            f"{plan.incomplete} was begun with other pictures or options; go on with those, or "
+            f"{plan.incomplete} was begun with other images or options; go on with those, or "
             f"delete that folder"
         )
     shards = {str(shard.path): shard for shard in plan.shards}

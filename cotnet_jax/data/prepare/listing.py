@@ -1,4 +1,4 @@
-"""Which pictures a source holds, where their bytes are, and what differs from the official set."""
+"""Which images a source holds, where their bytes are, and what differs from the official set."""
 
 import dataclasses
 import re
@@ -24,8 +24,8 @@ class SourceError(ValueError):
     """The source does not hold what was asked for; says what was looked for and where."""
 
 
-class Picture(NamedTuple):
-    """One picture: its name and label in the dataset, and the bytes' place on disk."""
+class ImageFile(NamedTuple):
+    """One image: its name and label in the dataset, and the bytes' place on disk."""
 
     name: str
     label: int
@@ -39,20 +39,20 @@ class Listing:
     """What is to be written.
 
     Attributes:
-      splits: the pictures of each split, in no particular order.
+      splits: the images of each split, in no particular order.
       class_names: a label's name, by label.
       archives: tar files whose checksums are known.
       differences: sentences on what is not as in the official set, or was left out.
     """
 
-    splits: dict[str, list[Picture]]
+    splits: dict[str, list[ImageFile]]
     class_names: Sequence[str]
     archives: list[Path] = dataclasses.field(default_factory=list)
     differences: list[str] = dataclasses.field(default_factory=list)
 
 
 def list_imagenet(source: Path, pool: Executor) -> Listing:
-    """Lists ImageNet's pictures from the official tar files or from folders.
+    """Lists ImageNet's images from the official tar files or from folders.
 
     Each split is looked for by itself: ILSVRC2012_img_train.tar or train/WNID/*.JPEG, and
     ILSVRC2012_img_val.tar, val/WNID/*.JPEG or val/*.JPEG.
@@ -74,9 +74,9 @@ def list_imagenet(source: Path, pool: Executor) -> Listing:
     elif validation and any(path.is_dir() for path in validation.iterdir()):
         listing.splits["validation"] = _class_folders(validation, class_names, pool, listing)
     elif validation:
-        pictures = _folder(str(validation))[0]
-        listing.splits["validation"] = _numbered(pictures, class_names, validation)
-    listing.splits = {split: pictures for split, pictures in listing.splits.items() if pictures}
+        images = _folder(str(validation))[0]
+        listing.splits["validation"] = _numbered(images, class_names, validation)
+    listing.splits = {split: images for split, images in listing.splits.items() if images}
     if not listing.splits:
         raise SourceError(
             f"{source} holds none of {TRAIN_TAR}, {VALIDATION_TAR}, train/WNID/*.JPEG, "
@@ -93,7 +93,7 @@ def list_folder(source: Path, pool: Executor) -> Listing:
     Labels follow the sorted names of the classes of all splits.
 
     Raises:
-      SourceError: no pictures, or pictures where folders are expected.
+      SourceError: no images, or images where folders are expected.
     """
     top = sorted(path for path in source.iterdir() if path.is_dir())
     if not top:
@@ -111,26 +111,26 @@ def list_folder(source: Path, pool: Executor) -> Listing:
     }
     listing = Listing({}, sorted(classes))
     for split, folder in folders.items():
-        pictures = _class_folders(folder, listing.class_names, pool, listing)
+        images = _class_folders(folder, listing.class_names, pool, listing)
         # Two classes may use the same file names.
         listing.splits[split] = [
-            picture._replace(name=f"{listing.class_names[picture.label]}/{picture.name}")
-            for picture in pictures
+            image._replace(name=f"{listing.class_names[image.label]}/{image.name}")
+            for image in images
         ]
-        absent = sorted(classes - {listing.class_names[picture.label] for picture in pictures})
+        absent = sorted(classes - {listing.class_names[image.label] for image in images})
         if absent:
             listing.differences.append(
-                f"{split}: no pictures of {len(absent)} classes, the first {', '.join(absent[:5])}"
+                f"{split}: no images of {len(absent)} classes, the first {', '.join(absent[:5])}"
             )
-    empty = [split for split, pictures in listing.splits.items() if not pictures]
+    empty = [split for split, images in listing.splits.items() if not images]
     if empty:
         raise SourceError(
-            f"no pictures ({', '.join(sorted(_SUFFIXES))}) in {source} for {', '.join(empty)}"
+            f"no images ({', '.join(sorted(_SUFFIXES))}) in {source} for {', '.join(empty)}"
         )
     return listing
 
 
-def _train_tar(path: Path, class_names: Sequence[str], pool: Executor) -> list[Picture]:
+def _train_tar(path: Path, class_names: Sequence[str], pool: Executor) -> list[ImageFile]:
     with tarfile.open(path, mode="r:") as outer:
         members = [member for member in outer if member.isfile()]
     wnids = [Path(member.name).stem for member in members]
@@ -139,14 +139,14 @@ def _train_tar(path: Path, class_names: Sequence[str], pool: Executor) -> list[P
     inner = pool.map(_inner_tar, [path] * len(members), [m.offset_data for m in members])
     bar = tqdm(zip(wnids, inner, strict=True), "listing train", total=len(wnids), unit=" classes")
     return [
-        Picture(name, label_of[wnid], str(path), offset, size)
+        ImageFile(name, label_of[wnid], str(path), offset, size)
         for wnid, found in bar
         for name, offset, size in found
     ]
 
 
 def _inner_tar(path: Path, start: int) -> list[tuple[str, int, int]]:
-    """Names, first bytes in the outer file, and sizes of the pictures in the tar at start."""
+    """Names, first bytes in the outer file, and sizes of the images in the tar at start."""
     with open(path, "rb") as file:
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as inner:
@@ -157,20 +157,20 @@ def _inner_tar(path: Path, start: int) -> list[tuple[str, int, int]]:
             ]
 
 
-def _validation_tar(path: Path, class_names: Sequence[str]) -> list[Picture]:
+def _validation_tar(path: Path, class_names: Sequence[str]) -> list[ImageFile]:
     with tarfile.open(path, mode="r:") as archive:
-        bar = tqdm(archive, "listing validation", unit=" pictures")
-        pictures = [
-            Picture(Path(member.name).name, -1, str(path), member.offset_data, member.size)
+        bar = tqdm(archive, "listing validation", unit=" images")
+        images = [
+            ImageFile(Path(member.name).name, -1, str(path), member.offset_data, member.size)
             for member in bar
             if member.isfile()
         ]
-    return _numbered(pictures, class_names, path)
+    return _numbered(images, class_names, path)
 
 
 def _class_folders(
     folder: Path, class_names: Sequence[str], pool: Executor, listing: Listing
-) -> list[Picture]:
+) -> list[ImageFile]:
     paths = sorted(path for path in folder.iterdir() if path.is_dir())
     _check_classes(folder, [path.name for path in paths], class_names)
     label_of = {name: label for label, name in enumerate(class_names)}
@@ -178,42 +178,42 @@ def _class_folders(
     bar = tqdm(
         zip(paths, found, strict=True), f"listing {folder.name}", total=len(paths), unit=" classes"
     )
-    pictures, ignored = [], []
+    images, ignored = [], []
     for path, (here, others) in bar:
-        pictures += [picture._replace(label=label_of[path.name]) for picture in here]
+        images += [image._replace(label=label_of[path.name]) for image in here]
         ignored += others
     if ignored:
         listing.differences.append(
-            f"{folder}: left out {len(ignored)} files that are no pictures by their names, "
+            f"{folder}: left out {len(ignored)} files that are no images by their names, "
             f"the first {', '.join(sorted(ignored)[:3])}"
         )
-    return pictures
+    return images
 
 
-def _folder(folder: str) -> tuple[list[Picture], list[str]]:
-    """Pictures in a folder, without labels, and the other files' paths."""
-    pictures, others = [], []
+def _folder(folder: str) -> tuple[list[ImageFile], list[str]]:
+    """Images in a folder, without labels, and the other files' paths."""
+    images, others = [], []
     for path in sorted(Path(folder).iterdir()):
         if path.suffix.lower() in _SUFFIXES and path.is_file():
-            pictures.append(Picture(path.name, -1, str(path), 0, path.stat().st_size))
+            images.append(ImageFile(path.name, -1, str(path), 0, path.stat().st_size))
         elif path.is_file():
             others.append(str(path))
-    return pictures, others
+    return images, others
 
 
 def _numbered(
-    pictures: Iterable[Picture], class_names: Sequence[str], where: Path
-) -> list[Picture]:
-    """Labels of validation pictures by the number in their names."""
+    images: Iterable[ImageFile], class_names: Sequence[str], where: Path
+) -> list[ImageFile]:
+    """Labels of validation images by the number in their names."""
     label_of = {name: label for label, name in enumerate(class_names)}
     truth = _tfds_lines("validation_labels.txt")
     labelled, strange = [], []
-    for picture in pictures:
-        match = _VALIDATION_NAME.fullmatch(picture.name)
+    for image in images:
+        match = _VALIDATION_NAME.fullmatch(image.name)
         if match and 1 <= int(match[1]) <= len(truth):
-            labelled.append(picture._replace(label=label_of[truth[int(match[1]) - 1]]))
+            labelled.append(image._replace(label=label_of[truth[int(match[1]) - 1]]))
         else:
-            strange.append(picture.name)
+            strange.append(image.name)
     if strange:
         raise SourceError(
             f"{where}: {len(strange)} names are not like ILSVRC2012_val_00000001.JPEG, so their "
@@ -227,15 +227,15 @@ def _check_classes(where: Path, found: Sequence[str], class_names: Sequence[str]
     if unknown:
         raise SourceError(
             f"{where} holds {len(unknown)} classes that are not among the {len(class_names)} known "
-            f"ones, the first {', '.join(unknown[:5])}; for pictures of your own use\n"
-            "  python -m cotnet_jax.data.prepare folder --source=PICTURES --output=FOLDER"
+            f"ones, the first {', '.join(unknown[:5])}; for images of your own use\n"
+            "  python -m cotnet_jax.data.prepare folder --source=IMAGES --output=FOLDER"
         )
 
 
 def _check_names(listing: Listing):
     problems = []
-    for split, pictures in listing.splits.items():
-        counts = Counter(picture.name for picture in pictures)
+    for split, images in listing.splits.items():
+        counts = Counter(image.name for image in images)
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             problems.append(f"{split}: {len(twice)} names, the first {', '.join(twice[:5])}")
@@ -245,24 +245,24 @@ def _check_names(listing: Listing):
 
 def _compare_with_official(listing: Listing):
     for split, expected in OFFICIAL_COUNTS.items():
-        pictures = listing.splits.get(split, [])
-        if len(pictures) != expected:
+        images = listing.splits.get(split, [])
+        if len(images) != expected:
             listing.differences.append(
-                f"{split}: {len(pictures):,} pictures, the official set has {expected:,}"
+                f"{split}: {len(images):,} images, the official set has {expected:,}"
             )
-        absent = len(listing.class_names) - len({picture.label for picture in pictures})
-        if pictures and absent:
-            listing.differences.append(f"{split}: no pictures of {absent} classes")
+        absent = len(listing.class_names) - len({image.label for image in images})
+        if images and absent:
+            listing.differences.append(f"{split}: no images of {absent} classes")
     truth = _tfds_lines("validation_labels.txt")
     wrong = [
-        picture.name
-        for picture in listing.splits.get("validation", [])
-        if (match := _VALIDATION_NAME.fullmatch(picture.name))
-        and truth[int(match[1]) - 1] != listing.class_names[picture.label]
+        image.name
+        for image in listing.splits.get("validation", [])
+        if (match := _VALIDATION_NAME.fullmatch(image.name))
+        and truth[int(match[1]) - 1] != listing.class_names[image.label]
     ]
     if wrong:
         listing.differences.append(
-            f"validation: {len(wrong)} pictures are in another class's folder than in the official "
+            f"validation: {len(wrong)} images are in another class's folder than in the official "
             f"set, the first {', '.join(sorted(wrong)[:5])}"
         )
 

@@ -1,4 +1,4 @@
-"""One shard of a dataset: reading its pictures, checking them, writing them as ArrayRecord."""
+"""One shard of a dataset: reading its images, checking them, writing them as ArrayRecord."""
 
 import dataclasses
 import functools
@@ -16,9 +16,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from cotnet_jax.data import transforms
-from cotnet_jax.data.prepare.listing import Picture
+from cotnet_jax.data.prepare.listing import ImageFile
 
-# What TFDS re-encodes with when it turns ImageNet's CMYK and PNG pictures into plain JPEG.
+# What TFDS re-encodes with when it turns ImageNet's CMYK and PNG images into plain JPEG.
 _JPEG_QUALITY = 100
 
 
@@ -31,7 +31,7 @@ class Shard:
       split: the split it belongs to.
       first: index in the split of its first record.
       length: number of records.
-      pictures: the records, or () where a TFRecord file is copied.
+      images: the records, or () where a TFRecord file is copied.
       tfrecord: the TFRecord file to copy, or "".
     """
 
@@ -39,7 +39,7 @@ class Shard:
     split: str
     first: int
     length: int
-    pictures: Sequence[Picture] = ()
+    images: Sequence[ImageFile] = ()
     tfrecord: str = ""
 
 
@@ -49,8 +49,8 @@ class Written:
 
     Attributes:
       num_bytes: of all records together.
-      reencoded: file names of pictures that were turned into plain RGB JPEG.
-      undecodable: (index in the split, file name, why) of pictures kept as they are.
+      reencoded: file names of images that were turned into plain RGB JPEG.
+      undecodable: (index in the split, file name, why) of images kept as they are.
     """
 
     num_bytes: int = 0
@@ -64,7 +64,7 @@ def write(shard: Shard, plain_jpeg: bool, check: bool) -> Written:
     Args:
       shard: what to write.
       plain_jpeg: turn what is not RGB or grey JPEG into RGB JPEG, as TFDS's imagenet2012 does.
-      check: decode every picture to find those that cannot be.
+      check: decode every image to find those that cannot be.
 
     Raises:
       OSError: a file cannot be read or written; the finished file does not exist then.
@@ -93,7 +93,7 @@ def write(shard: Shard, plain_jpeg: bool, check: bool) -> Written:
     return result
 
 
-def picture_features(class_names: Sequence[str], jpeg: bool) -> tfds.features.FeaturesDict:
+def image_features(class_names: Sequence[str], jpeg: bool) -> tfds.features.FeaturesDict:
     """The features of TFDS's imagenet2012, with any class names."""
     return tfds.features.FeaturesDict(
         {
@@ -107,14 +107,14 @@ def picture_features(class_names: Sequence[str], jpeg: bool) -> tfds.features.Fe
 def _serialized(shard: Shard, plain_jpeg: bool, check: bool, result: Written) -> Iterator[bytes]:
     serializer = _serializer()
     with _Files() as files:
-        for index, picture in enumerate(shard.pictures, shard.first):
-            data = files.read(picture)
+        for index, image in enumerate(shard.images, shard.first):
+            data = files.read(image)
             stored, why_not = _stored(data, plain_jpeg, check)
             if stored is not data:
-                result.reencoded.append(picture.name)
+                result.reencoded.append(image.name)
             if why_not:
-                result.undecodable.append((index, picture.name, why_not))
-            example = {"image": stored, "label": picture.label, "file_name": picture.name}
+                result.undecodable.append((index, image.name, why_not))
+            example = {"image": stored, "label": image.label, "file_name": image.name}
             # TFDS's own call leaves the fields' order to chance.
             yield serializer.get_tf_example(example).SerializeToString(deterministic=True)
 
@@ -141,7 +141,7 @@ def _copied(shard: Shard, check: bool, result: Written) -> Iterator[bytes]:
 
 
 def _stored(data: bytes, plain_jpeg: bool, check: bool) -> tuple[bytes, str]:
-    """The bytes to store for a picture, and why it cannot be decoded ("" if it can)."""
+    """The bytes to store for an image, and why it cannot be decoded ("" if it can)."""
     convert = plain_jpeg and not _is_plain_jpeg(data)
     if not (convert or check):
         return data, ""
@@ -164,7 +164,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 
 class _Files:
-    """Reads pictures, leaving the last file open: in a tar the next one is in the same."""
+    """Reads images, leaving the last file open: in a tar the next one is in the same."""
 
     def __init__(self):
         self._name, self._file = "", None
@@ -175,15 +175,15 @@ class _Files:
     def __exit__(self, *exc_info):
         self._close()
 
-    def read(self, picture: Picture) -> bytes:
-        if picture.file != self._name:
+    def read(self, image: ImageFile) -> bytes:
+        if image.file != self._name:
             self._close()
-            self._name, self._file = picture.file, _open(picture.file)
-        self._file.seek(picture.offset)
-        data = self._file.read(picture.size)
-        if len(data) != picture.size:
+            self._name, self._file = image.file, _open(image.file)
+        self._file.seek(image.offset)
+        data = self._file.read(image.size)
+        if len(data) != image.size:
             raise OSError(
-                f"{picture.file}: {picture.name} ends after {len(data)} of {picture.size} bytes"
+                f"{image.file}: {image.name} ends after {len(data)} of {image.size} bytes"
             )
         return data
 
@@ -199,11 +199,11 @@ def _open(path: str) -> BinaryIO:
 
 @functools.cache
 def _serializer():
-    info = picture_features(["any"], jpeg=True).get_serialized_info()
+    info = image_features(["any"], jpeg=True).get_serialized_info()
     return tfds.core.example_serializer.ExampleSerializer(info)
 
 
 @functools.cache
 def _parser():
-    info = picture_features(["any"], jpeg=True).get_serialized_info()
+    info = image_features(["any"], jpeg=True).get_serialized_info()
     return tfds.core.example_parser.ExampleParserNp(info)

@@ -19,7 +19,7 @@ PREFIX = "module."
 _LISTED = 20
 
 
-# Of weights: moving averages, or those that were trained.
+# Of weights: EMA, or those that were trained.
 Kind = Literal["ema", "raw"]
 
 
