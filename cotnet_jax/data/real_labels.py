@@ -6,21 +6,14 @@ of classes for each image, in the order of the images' numbers; where nobody agr
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-IMAGES = 50_000
-CLASSES = 1000
-_VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
+from cotnet_jax.data import imagenet
 
-
-def validation_number(file_name: str) -> int:
-    """293 for ILSVRC2012_val_00000293.JPEG, 0 for what is no validation image of ImageNet."""
-    match = _VALIDATION_NAME.fullmatch(file_name)
-    return int(match[1]) if match else 0
+_NUM_IMAGES = imagenet.NUM_IMAGES["validation"]
 
 
 def read_real_labels(path: str | Path) -> np.ndarray:
@@ -38,16 +31,16 @@ def read_real_labels(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: is not JSON: {error}") from None
-    form = f"must be a list of {IMAGES:,} lists of class numbers, as published"
-    if not isinstance(lists, list) or len(lists) != IMAGES:
+    form = f"must be a list of {_NUM_IMAGES:,} lists of class numbers, as published"
+    if not isinstance(lists, list) or len(lists) != _NUM_IMAGES:
         found = f"{len(lists):,} entries" if isinstance(lists, list) else type(lists).__name__
         raise ValueError(f"{path}: {form}; it has {found}")
     for index, labels in enumerate(lists):
         if not isinstance(labels, list) or not all(
-            type(label) is int and 0 <= label < CLASSES for label in labels
+            type(label) is int and 0 <= label < imagenet.NUM_CLASSES for label in labels
         ):
             raise ValueError(f"{path}: {form}; entry {index} is {str(labels)[:50]}")
-    table = np.full((1 + IMAGES, max(1, *map(len, lists))), -1, np.int32)
+    table = np.full((1 + _NUM_IMAGES, max(1, *map(len, lists))), -1, np.int32)
     for row, labels in zip(table[1:], lists, strict=True):
         row[: len(labels)] = labels
     return table

@@ -3,8 +3,7 @@
 import dataclasses
 import difflib
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from cotnet_jax.data import imagenet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Variant:
     input_size: int = 224
     crop: float = 0.875
     interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = imagenet.MEAN
+    std: tuple[float, float, float] = imagenet.STD
     parameters: int = 0
     gmacs: float = 0.0
     top1: float | None = None

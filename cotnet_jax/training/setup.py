@@ -11,13 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cotnet_jax.config import find_problems
-from cotnet_jax.data import pipeline
-from cotnet_jax.data.real_labels import (
-    CLASSES,
-    read_real_labels,
-    validation_number,
-    with_real_labels,
-)
+from cotnet_jax.data import imagenet, pipeline
+from cotnet_jax.data.real_labels import read_real_labels, with_real_labels
 from cotnet_jax.data.sources import Source, open_source
 from cotnet_jax.distributed import sharding
 from cotnet_jax.models.cotnet import create_model
@@ -171,11 +166,11 @@ def _model(config, num_classes):
 def _check_names(config, eval_source):
     """Whether ReaL labels can be of these images."""
     name = eval_source[0]["file_name"]
-    if eval_source.num_classes != CLASSES or not validation_number(name):
+    if eval_source.num_classes != imagenet.NUM_CLASSES or not imagenet.validation_number(name):
         raise ValueError(
             f"--config.eval.real_labels={config.eval.real_labels}: these are labels of ImageNet's "
             "validation images, which are told by their names, such as "
-            "ILSVRC2012_val_00000293.JPEG; the "
+            f"{imagenet.validation_name(293)}; the "
             f"first of {config.data.name!r} {config.data.eval_split!r} is named {name!r}, one of "
             f"{eval_source.num_classes} classes"
         )

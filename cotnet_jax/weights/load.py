@@ -18,7 +18,7 @@ from cotnet_jax.checkpoint.checkpointer import (
     open_checkpoints,
     weight_kinds,
 )
-from cotnet_jax.data import class_names
+from cotnet_jax.data import class_names, imagenet
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
 from cotnet_jax.weights import folder, identify
@@ -221,7 +221,7 @@ def _class_names(workdir, dataset):
     if (workdir / CLASSES).is_file():
         return class_names.read_names(workdir / CLASSES)
     # TFDS names ImageNet's classes by their WordNet ids.
-    return class_names.imagenet_names() if dataset.startswith("imagenet2012") else None
+    return class_names.imagenet_names() if dataset.startswith(imagenet.NAME) else None
 
 
 def _read_config(file):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from cotnet_jax.data.real_labels import read_real_labels, validation_number
+from cotnet_jax.data.imagenet import validation_number
+from cotnet_jax.data.real_labels import read_real_labels
 from cotnet_jax.distributed.watchdog import Watchdog
 from cotnet_jax.training import evaluate, setup
 from cotnet_jax.training.metrics import real_label_counts
