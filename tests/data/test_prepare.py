@@ -17,7 +17,7 @@ from PIL import Image
 from configs import default
 from cotnet_jax.data import imagenet, pipeline, sources, transforms
 from cotnet_jax.data.prepare import __main__ as command_line
-from cotnet_jax.data.prepare import checksums, command, dataset, plan, shards
+from cotnet_jax.data.prepare import checksums, command, dataset, listing, plan, shards
 from cotnet_jax.data.prepare.report import FILE_NAME as REPORT
 from cotnet_jax.tools import make_fake_imagenet
 
@@ -382,6 +382,16 @@ def test_source_problems_are_one_clear_error(made, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     fails(tmp_path / "mixed" / "train", "not empty", what="folder")
+
+
+def test_every_image_suffix_is_listed(tmp_path):
+    names = [f"a{suffix}" for suffix in transforms.IMAGE_SUFFIXES]
+    names += [f"b{suffix.upper()}" for suffix in transforms.IMAGE_SUFFIXES]
+    for name in [*names, "notes.txt", "jpg"]:
+        (tmp_path / name).write_bytes(b"")
+    images, others = listing.list_images(str(tmp_path))
+    assert sorted(image.name for image in images) == sorted(names)
+    assert sorted(others) == [str(tmp_path / "jpg"), str(tmp_path / "notes.txt")]
 
 
 def test_wrong_validation_folder_is_reported(made, tmp_path):
