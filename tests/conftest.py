@@ -11,7 +11,26 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # With XLA_FLAGS= in the environment all is compiled as users compile it.
 os.environ.setdefault("XLA_FLAGS", quick.FLAGS)
 
+import jaxtyping
 import pytest
+
+# Checks the shapes in annotations whenever a test calls these modules. Not in the Triton kernels:
+# Triton compiles their sources itself.
+jaxtyping.install_import_hook(
+    [
+        "cotnet_jax.layers",
+        "cotnet_jax.models",
+        "cotnet_jax.ops.local_aggregation.normalized",
+        "cotnet_jax.ops.local_aggregation.plain",
+    ],
+    "beartype.beartype",
+)
+
+
+@pytest.fixture
+def unchecked_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn the check of annotations off, for tests of the package's own errors for wrong input."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
