@@ -1,5 +1,6 @@
 """Settings of the documentation; ``make docs`` builds it."""
 
+import dataclasses
 import importlib.metadata
 import os
 import re
@@ -29,13 +30,29 @@ napoleon_numpy_docstring = False
 # Attributes become a list in the class, not entries that clash with its annotated fields.
 napoleon_use_ivar = True
 
-# What Flax adds to the signature of each module.
+# What Flax adds to the signature of each module, and how dataclasses print their defaults.
 _FLAX = re.compile(r", (parent|name): [^=]*= ((<[^>]*>)|None)")
+_DEFAULT = re.compile(r"<(?:class|function) '?(?:\w+\.)*(\w+)'?[^>]*>")
 
 
-def _shorten(app, what, name, obj, options, signature, return_annotation):
-    return signature and _FLAX.sub("", signature), return_annotation
+def _shorten_signature(app, what, name, obj, options, signature, return_annotation):
+    if signature:
+        signature = _DEFAULT.sub(r"\1", _FLAX.sub("", signature))
+    return signature, return_annotation
+
+
+def _prepare_docstring(app, what, name, obj, options, lines):
+    """Adapt a docstring to napoleon, which reads it after this."""
+    # The attributes of a dataclass, such as a Flax module, are its arguments.
+    if dataclasses.is_dataclass(obj) and "Args:" not in lines:
+        lines[:] = ["Args:" if line == "Attributes:" else line for line in lines]
+    # Types are in annotations: no text before a colon is one.
+    for index, line in enumerate(lines[:-1]):
+        if line in ("Returns:", "Yields:"):
+            indent, text = re.match(r"( *)(.*)", lines[index + 1]).groups()
+            lines[index + 1] = f"{indent}: {text}"
 
 
 def setup(app):
-    app.connect("autodoc-process-signature", _shorten)
+    app.connect("autodoc-process-signature", _shorten_signature)
+    app.connect("autodoc-process-docstring", _prepare_docstring, priority=100)
