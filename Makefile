@@ -1,7 +1,8 @@
 # make demo      trains the embedded default to the end (needs Python 3.11 or newer, nothing else)
 # make test      runs the tests
 # make test-all  runs the slow ones too
-# make lint      checks style and format
+# make lint      checks style, format and types
+# make docs      builds the documentation into build/docs
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the virtual environment.
 
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3 python;
 PYTEST_FLAGS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all lint format docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -32,13 +33,17 @@ test-all: $(VENV)/.installed-test
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --fresh-env docs build/docs
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache
 
 # The stamps are made last: an interrupted installation is done again.
 $(VENV)/.created:
@@ -60,4 +65,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable ".[docs]"
 	@touch $@
