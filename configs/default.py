@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     # (WORKDIR/checkpoints/STEP), or a PyTorch file; "" is from scratch.
     config.init_from = ""
     # Which of them: "ema" (EMA), "raw", or "" = the averages where there are any.
-    config.init_weights = ""
+    config.init_kind = ""
 
     config.model = model = ml_collections.ConfigDict()
     # One of cotnet_jax.list_models().

@@ -43,7 +43,7 @@ _FIELDS = {
     "epochs": _POSITIVE,
     "steps_per_eval": _NOT_NEGATIVE,
     "accumulate_steps": _POSITIVE,
-    "init_weights": '"ema", "raw" or ""',
+    "init_kind": '"ema", "raw" or ""',
     "model.drop_rate": _BELOW_ONE,
     "model.drop_path_rate": _BELOW_ONE,
     "model.output_stride": "8, 16 or 32",

@@ -18,7 +18,7 @@ import cotnet_jax
 from cotnet_jax.data import class_names, imagenet, transforms
 from cotnet_jax.models.contexts import cot_contexts
 from cotnet_jax.predictor import Predictor, find_images
-from cotnet_jax.weights import convert, load, name_map
+from cotnet_jax.weights import convert, loading, name_map
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -50,11 +50,11 @@ def images(tmp_path_factory):
 
 
 def test_probabilities_are_the_networks(folder, images):
-    predictor = Predictor(load.read_weights(folder))
+    predictor = Predictor(loading.read_weights(folder))
     paths = find_images([images])
     results = list(predictor.predict_files(paths, top=3, batch_size=2))
     assert [result["path"] for result in results] == [str(path) for path in paths]
-    model, variables = load.load(folder)
+    model, variables = loading.load(folder)
     apply = jax.jit(model.apply)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for path, result in zip(paths, results, strict=True):
@@ -108,14 +108,14 @@ def test_find_images(images, tmp_path):
     found = [path.relative_to(images).as_posix() for path in find_images([images])]
     assert found == ["a.png", "b.jpg", "e.bmp", "more/c.PNG", "more/d.webp"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="2 of the paths given have no image") as error:
+    with pytest.raises(ValueError, match="2 of the given paths have no image") as error:
         find_images([images, tmp_path / "empty", tmp_path / "none.jpg"])
     assert "no image in this folder" in str(error.value)
     assert "no such file or folder" in str(error.value)
 
 
 def test_names(folder):
-    read = load.read_weights(folder)
+    read = loading.read_weights(folder)
     assert Predictor(read).names[9] == "class 9"
     assert Predictor(read, list("abcdefghij")).names[9] == "j"
     with pytest.raises(ValueError, match="3 names were given, but the weights have 10 classes"):
@@ -173,7 +173,7 @@ def test_command(folder, images, tmp_path):
     assert lines[0]["top"][0]["name"].startswith("name ")
     assert "error" in lines[-1]
     assert result.returncode == 1
-    assert "error: 1 of 6 not read:\n" in result.stderr
+    assert "error: 1 of 6 images could not be read:\n" in result.stderr
     assert "6/6" in result.stderr, "a progress bar, as they are more than a batch"
 
 
@@ -188,9 +188,24 @@ def test_command_in_words(folder, images):
 def test_command_errors(tmp_path):
     result = run_command(f"--weights={tmp_path / 'none'}", tmp_path / "x.jpg")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: 1 of the paths given have no image:")
+    assert result.stderr.startswith("error: 1 of the given paths have no image:")
     result = run_command()
-    assert "no --weights=PATH; no images or folders" in result.stdout + result.stderr
+    assert result.stderr.startswith("error: --weights=PATH is missing; IMAGE is missing\nExamples:")
+    result = run_command("--which=raw", f"--weights={tmp_path}", "x.jpg")
+    assert (result.returncode, result.stderr) == (
+        1,
+        "error: --which is called --kind=ema|raw now\n",
+    )
+
+
+def test_kind(tmp_path, images):
+    shapes = name_map.torch_shapes("cotnet_tiny", num_classes=10)
+    raw, ema = golden.state_dict(shapes, 0), golden.state_dict(shapes, 1)
+    path = tmp_path / "both.pth"
+    path.write_bytes(build.training_checkpoint(raw, ema))
+    for kind, expected in (("raw", raw), ("ema", ema), (None, ema)):
+        head = Predictor.load(path, kind).variables["params"]["head"]
+        np.testing.assert_array_equal(head["bias"], expected["fc.bias"])
 
 
 def test_files_without_names(tmp_path, images):

@@ -22,7 +22,7 @@ from cotnet_jax.distributed.watchdog import Watchdog
 from cotnet_jax.training.metrics import evaluation_counts, real_label_counts
 from cotnet_jax.training.progress import format_duration
 from cotnet_jax.training.setup import EvalSetup, set_up_evaluation
-from cotnet_jax.weights.load import read_weights
+from cotnet_jax.weights import read_weights
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -41,7 +41,7 @@ def evaluate_only(
     """
     experiment = set_up_evaluation(config)
     if config.init_from:
-        kind = config.init_weights or None
+        kind = config.init_kind or None
         read = read_weights(config.init_from, kind, config.model.name)
         for note in read.notes:
             logging.info("%s", note)

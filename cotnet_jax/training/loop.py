@@ -31,7 +31,7 @@ from cotnet_jax.training.profiler import Profiler
 from cotnet_jax.training.progress import Progress
 from cotnet_jax.training.setup import TrainSetup, set_up_training
 from cotnet_jax.training.step import make_train_step
-from cotnet_jax.weights.load import load
+from cotnet_jax.weights import load
 
 
 class DivergedError(RuntimeError):
@@ -171,7 +171,7 @@ def create_train_state(experiment: TrainSetup, optimizer) -> TrainState:
             _, variables = load(
                 config.init_from,
                 num_classes=experiment.model.num_classes,
-                weights=config.init_weights or None,
+                kind=config.init_kind or None,
                 model=config.model.name,
             )
             state = _compiled_quickly(around)(variables)

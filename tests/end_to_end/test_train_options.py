@@ -201,7 +201,7 @@ def test_any_checkpoint_is_evaluated_on_any_split(config, tmp_path, monkeypatch)
     config.data.train_split = "not there, and not needed"
     config.batch_size = 7
     for kind in ("raw", "ema"):
-        config.init_from, config.init_weights = str(tmp_path / "checkpoints" / "4"), kind
+        config.init_from, config.init_kind = str(tmp_path / "checkpoints" / "4"), kind
         figures = evaluate.evaluate_only(config, None)
         assert figures["given_loss"] == pytest.approx(metrics[4][f"{kind}_loss"], rel=1e-5)
     config.data.eval_split = "train[:20]"

@@ -1,4 +1,4 @@
-"""Command line: `python -m cotnet_jax.data.prepare imagenet|folder --source=... --output=...`."""
+"""Prepare a dataset: ``python -m cotnet_jax.data.prepare WHAT --source=DIR --output=DIR``."""
 
 import argparse
 import os
@@ -6,17 +6,24 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from cotnet_jax import command_line
 from cotnet_jax.data.prepare.command import prepare
 from cotnet_jax.data.prepare.dataset import PrepareError
 from cotnet_jax.data.prepare.listing import SourceError
 
-_DESCRIPTION = """
-imagenet  writes OUTPUT/imagenet2012/5.1.0, as tfds.data_source("imagenet2012", data_dir=OUTPUT)
-          expects it. SOURCE is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,
-          or with train/WNID/*.JPEG and val/ (in class folders or not), or a TFDS copy in TFRecord.
-folder    writes OUTPUT from images in SOURCE/CLASS/* or SOURCE/SPLIT/CLASS/*.
+_EXAMPLES = (
+    "python -m cotnet_jax.data.prepare imagenet --source=downloads --output=tensorflow_datasets",
+    "python -m cotnet_jax.data.prepare folder --source=photos --output=prepared/photos",
+    "python -m cotnet_jax.data.prepare folder --source=photos --output=prepared/photos --workers=4",
+)
+_NOTES = """
+imagenet  writes OUTPUT/imagenet2012/5.1.0, where tfds.data_source("imagenet2012", data_dir=OUTPUT)
+          finds it. SOURCE is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,
+          or with train/WNID/*.JPEG and val/ (in folders of classes or not), or a TFDS copy in
+          TFRecord.
+folder    writes OUTPUT from the images in SOURCE/CLASS/* or SOURCE/SPLIT/CLASS/*.
 
-Interrupted, the same command goes on where it stopped. On a spinning disk tar files take hours:
+After an interruption the same command continues. On a spinning disk tar files take hours, as
 images are read in the dataset's order, which is random.
 """
 
@@ -54,22 +61,34 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m cotnet_jax.data.prepare",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("what", choices=("imagenet", "folder"))
-    parser.add_argument("--source", required=True, type=_path, help="where the images are")
-    parser.add_argument("--output", required=True, type=_path, help="where to write")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)"
+    parser = command_line.Parser(
+        "Prepare images for training, as a TFDS dataset.", _EXAMPLES, notes=_NOTES
     )
     parser.add_argument(
-        "--no_check", action="store_true", help="do not try whether every image can be decoded"
+        "what",
+        nargs="?",
+        choices=("imagenet", "folder"),
+        required=True,
+        help="The kind of dataset, described below.",
     )
     parser.add_argument(
-        "--no_checksum", action="store_true", help="do not compare the tar files' SHA-256"
+        "--source", type=_path, metavar="DIR", required=True, help="Folder of the images."
+    )
+    parser.add_argument(
+        "--output", type=_path, metavar="DIR", required=True, help="Folder to write to."
+    )
+    parser.add_argument(
+        "--workers",
+        type=command_line.positive,
+        metavar="N",
+        default=os.cpu_count(),
+        help="Processes; by default one for each core.",
+    )
+    parser.add_argument(
+        "--no_check", action="store_true", help="Do not check that every image can be decoded."
+    )
+    parser.add_argument(
+        "--no_checksum", action="store_true", help="Do not compare the tar files' SHA-256."
     )
     return parser.parse_args(argv)
 
