@@ -37,7 +37,8 @@ from cotnet_jax.data.workers import WorkerLostError
 from cotnet_jax.distributed import initialize
 from cotnet_jax.distributed.preemption import EXIT_CODE, PreemptedError
 from cotnet_jax.training.evaluate import evaluate_only
-from cotnet_jax.training.loop import DivergedError, train
+from cotnet_jax.training.loop import train
+from cotnet_jax.training.trainer import DivergedError
 
 # Their messages say what was wrong and what to do.
 EXPLAINED = (
@@ -87,7 +88,7 @@ def main(argv):
             "--workdir=DIR is missing; only --mode=evaluate with --config.init_from=PATH needs none"
         )
     logging.set_verbosity(logging.INFO)
-    with initialize.leaving():
+    with initialize.exit_without_waiting():
         run_and_tell()
 
 
@@ -97,7 +98,7 @@ def run_and_tell():
         # From here on there is more to say and to close. In the background it may be ignored.
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        initialize.join(
+        initialize.initialize(
             CONFIG.value.distributed,
             coordinator_address=COORDINATOR_ADDRESS.value,
             num_processes=NUM_PROCESSES.value,
@@ -118,7 +119,7 @@ def run_and_tell():
             file=sys.stderr,
         )
         sys.exit(128 + signal.SIGINT)
-    if initialize.is_first():
+    if initialize.is_first_process():
         print(json.dumps(metrics), flush=True)
         print(summary(metrics), file=sys.stderr)
 

@@ -7,7 +7,8 @@ for the stream that starts at step s.
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import grain
 import ml_collections
@@ -15,11 +16,12 @@ import numpy as np
 from absl import logging
 
 from cotnet_jax.data import randaugment, transforms
-from cotnet_jax.data.real_labels import validation_number
 from cotnet_jax.data.sources import Source, open_source
 from cotnet_jax.data.workers import StartTogether, end_with_main_process, read_with_workers
 
 Batch = dict[str, np.ndarray]
+# Further entries of an example: name -> function of the source's element, or of None for padding.
+ExampleFields = Mapping[str, Callable[[Mapping[str, Any] | None], np.ndarray]]
 
 # An undecodable image is replaced by the next one; so many in a row mean that all are.
 _REPLACEMENTS = 32
@@ -95,7 +97,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     source: Source | None = None,
-    numbers: bool = False,
+    example_fields: ExampleFields | None = None,
     repeat: bool = False,
 ) -> Iterator[Batch]:
     """One pass over the evaluation split, every image once over all processes.
@@ -107,15 +109,15 @@ def eval_batches(
       config: the whole configuration.
       process_index, process_count: which process asks, of how many.
       source: the opened evaluation split, where the caller has it.
-      numbers: add each image's number, by which other labels of ImageNet's validation images
-        are ordered: 293 for ILSVRC2012_val_00000293.JPEG, 0 for other names and the filling.
+      example_fields: further entries of every example: {name: function of the source's element,
+        or of None for padding}. The functions run in the threads and workers that read images.
       repeat: pass after pass without end, each of ``steps_per_pass`` batches, from the same
         threads and workers, which between two passes have made the next one's beginning and wait.
 
     Returns:
       An iterator of {"image": uint8 [b, S, S, 3], "label": int32 [b], "mask": float32 [b]} with
-      b = config.eval.batch_size / process_count, and "number": int32 [b] where asked for; close()
-      ends its threads and workers.
+      b = config.eval.batch_size / process_count, and [b, ...] for each of ``example_fields``;
+      close() ends its threads and workers.
 
     Raises:
       ValueError: config.eval.batch_size is not a multiple of process_count.
@@ -125,7 +127,7 @@ def eval_batches(
     rows = _local_batch("config.eval.batch_size", size, process_count)
     source = source or open_source(config.data, config.data.eval_split)
     steps = steps_per_pass(config, source)
-    images = grain.MapDataset.range(steps * size).map(EvalExample(source, config, numbers))
+    images = grain.MapDataset.range(steps * size).map(EvalExample(source, config, example_fields))
     local = _Rows(images.repeat() if repeat else images, 0, rows, process_index, size)
     if not repeat:
         local = local[: steps * rows]
@@ -205,9 +207,14 @@ class TrainExample:
 class EvalExample:
     """Reads, decodes and crops the evaluation image of an index; zeros past the end."""
 
-    def __init__(self, source: Source, config: ml_collections.ConfigDict, numbers: bool):
+    def __init__(
+        self,
+        source: Source,
+        config: ml_collections.ConfigDict,
+        example_fields: ExampleFields | None = None,
+    ):
         self._source = source
-        self._numbers = numbers
+        self._fields = example_fields or {}
         self._size = config.data.image_size
         self._crop = config.data.crop
         self._interpolation = config.data.interpolation
@@ -215,12 +222,8 @@ class EvalExample:
     def __call__(self, index: int) -> dict[str, np.ndarray]:
         blank = np.zeros((self._size, self._size, 3), np.uint8)
         if index >= len(self._source):
-            extra = {"number": np.int32(0)} if self._numbers else {}
-            return _example(blank, 0, mask=np.float32(0), **extra)
+            return _example(blank, 0, mask=np.float32(0), **self._extra(None))
         element = self._source[index]
-        extra = {}
-        if self._numbers:
-            extra["number"] = np.int32(validation_number(element["file_name"]))
         try:
             image, undecodable = _decoded(element["image"]), -1
         except transforms.DecodeError:
@@ -230,7 +233,11 @@ class EvalExample:
                 image = transforms.eval_transform(
                     image, self._size, crop=self._crop, interpolation=self._interpolation
                 )
+        extra = self._extra(element)
         return _example(image, element["label"], undecodable, mask=np.float32(1), **extra)
+
+    def _extra(self, element: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+        return {name: field(element) for name, field in self._fields.items()}
 
 
 class _Rows(grain.MapDataset):

@@ -12,12 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from cotnet_jax.checkpoint.checkpointer import (
-    CHECKPOINTS,
-    CheckpointError,
-    open_checkpoints,
-    weight_kinds,
-)
+from cotnet_jax.checkpoint.checkpointer import CheckpointError, open_checkpoints, weight_kinds
+from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.data import class_names
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
@@ -26,9 +22,6 @@ from cotnet_jax.weights.folder import WeightsError
 from cotnet_jax.weights.name_map import from_torch_state_dict
 from cotnet_jax.weights.torch_files import Kind, TorchCheckpoint, is_unpacked, read_torch_checkpoint
 
-# A run's folder: what it was told, and the names of its classes.
-CONFIG = "config.json"
-CLASSES = "classes.txt"
 # The largest model of the table has 3,600; comparing names takes time in proportion to the square.
 _MOST_TENSORS = 10_000
 _SETTINGS = ("image_size", "crop", "interpolation", "mean", "std")
@@ -133,11 +126,13 @@ def read_weights(
     path = pathlib.Path(path)
     if weights not in (None, "ema", "raw"):
         raise ValueError(f"weights must be 'ema', 'raw' or None, not {weights!r}")
-    in_checkpoints = path.name.isdecimal() and path.parent.name == CHECKPOINTS
+    in_checkpoints = (
+        path.name.isdecimal() and path.parent == Workdir(path.parent.parent).checkpoints
+    )
     if not (path.parent if in_checkpoints else path).exists():
         raise FileNotFoundError(
             f"no file or folder {path}; give a folder of convert_torch_weights.py, the workdir of "
-            f"a training run or its {CHECKPOINTS}/STEP, or a .pth.tar, .pth or .safetensors file"
+            "a training run or its checkpoints/STEP, or a .pth.tar, .pth or .safetensors file"
         )
     if folder.is_weights_folder(path):
         read = _read_folder(path, weights)
@@ -148,7 +143,8 @@ def read_weights(
     elif path.is_dir() and not is_unpacked(path):
         raise WeightsError(
             f"{path}: neither a folder of convert_torch_weights.py (it has no "
-            f"{folder.DESCRIPTION}), nor the workdir of a training run (no {CONFIG})"
+            f"{folder.DESCRIPTION}), nor the workdir of a training run "
+            f"(no {Workdir(path).config.name})"
         )
     else:
         return _read_torch(path, weights, model)
@@ -163,7 +159,7 @@ def is_converted_or_trained(path: str | os.PathLike) -> bool:
 
 
 def _is_workdir(path):
-    return path.is_dir() and ((path / CHECKPOINTS).is_dir() or (path / CONFIG).is_file())
+    return path.is_dir() and Workdir(path).holds_run()
 
 
 def _read_folder(path, weights):
@@ -189,10 +185,11 @@ def _read_folder(path, weights):
 
 def _read_workdir(path, weights, step=None):
     """A run's checkpoint of a step, or else its best one, or its latest where none is evaluated."""
-    config = _read_config(path / CONFIG)
+    workdir = Workdir(path)
+    config = _read_config(workdir.config)
     try:
         kind = weights or weight_kinds(config)[-1]
-        with open_checkpoints(path, config, read_only=True) as checkpointer:
+        with open_checkpoints(workdir, config, read_only=True) as checkpointer:
             if step is not None:
                 which, variables = "chosen", checkpointer.restore_weights(step, kind)
             else:
@@ -210,7 +207,7 @@ def _read_workdir(path, weights, step=None):
         kind=kind,
         settings={key: data[key] for key in _SETTINGS},
         attributes={"output_stride": model["output_stride"]},
-        class_names=_class_names(path, data["name"]),
+        class_names=_class_names(workdir, data["name"]),
         batches=step,
         source={"file": path.resolve().name, "format": "workdir", "step": step, **metrics},
         notes=(f"{path}: {kind} weights of {model['name']}, {which} checkpoint, step {step}",),
@@ -218,8 +215,8 @@ def _read_workdir(path, weights, step=None):
 
 
 def _class_names(workdir, dataset):
-    if (workdir / CLASSES).is_file():
-        return class_names.read_names(workdir / CLASSES)
+    if workdir.classes.is_file():
+        return class_names.read_names(workdir.classes)
     # TFDS names ImageNet's classes by their WordNet ids.
     return class_names.imagenet_names() if dataset.startswith("imagenet2012") else None
 

@@ -83,7 +83,7 @@ def test_killed_and_started_again_ends_bitwise_the_same(finished, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     result = run(tmp_path, *SHORT)
-    assert "Going on after step" in result.stderr
+    assert "Resuming after step" in result.stderr
     ours, expected = final_arrays(tmp_path), final_arrays(uninterrupted)
     assert len(jax.tree.leaves(ours)) > 500
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
@@ -187,7 +187,7 @@ def test_fine_tuning_with_frozen_statistics(finished, tmp_path):
         tmp_path,
         *SHORT,
         f"--config.init_from={given}",
-        "--config.init_weights=raw",
+        "--config.init_kind=raw",
         "--config.model.freeze_batch_norm=True",
     )
     assert result.returncode == 0, result.stderr
