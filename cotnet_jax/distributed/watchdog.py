@@ -23,7 +23,7 @@ import ml_collections
 from jax._src.distributed import global_state
 
 _T = TypeVar("_T")
-# "Service unavailable": the same command, started again on all, goes on.
+# "Service unavailable": the same command, started again on all, resumes the run.
 EXIT_CODE = os.EX_UNAVAILABLE
 # Failed exchanges between processes: of Gloo (CPUs), of NCCL (GPUs), of the coordination service.
 _LOST_PEER = re.compile(

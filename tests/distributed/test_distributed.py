@@ -33,7 +33,7 @@ def alone(tmp_path_factory):
     return workdir
 
 
-def test_two_processes_equal_one_and_the_first_alone_speaks(alone, tmp_path):
+def test_two_processes_equal_one_and_only_the_first_prints(alone, tmp_path):
     runs = start(tmp_path, 2)
     _, second = end(runs)
     assert_same_end(tmp_path, alone)
@@ -111,7 +111,7 @@ def test_an_error_of_all(tmp_path):
         assert "Traceback" not in said
 
 
-def test_an_abort_by_the_coordination_service_tells_the_same():
+def test_an_abort_by_the_coordination_service_is_the_same_error():
     """Of a process that exchanges nothing when the first one is killed."""
     code = """
         import sys, time
@@ -184,7 +184,7 @@ def test_which_errors_are_those_of_a_lost_process(text, lost):
         assert watchdog.is_peer_lost(error) == lost
 
 
-def test_a_watch_leaves_time_for_compilation_and_for_saving(monkeypatch):
+def test_a_watchdog_leaves_time_for_compilation_and_for_saving(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
     settings = default.get_config().distributed
@@ -248,7 +248,7 @@ def join(**given):
     initialize.initialize(default.get_config().distributed, **given)
 
 
-def test_times_that_are_too_short_are_told_before_they_count(joined_with):
+def test_times_that_are_too_short_are_refused_at_the_start(joined_with):
     settings = default.get_config().distributed
     settings.timeout_seconds = 1
     with pytest.raises(initialize.InitializeError, match="timeout_seconds=1: must be 10 or more"):

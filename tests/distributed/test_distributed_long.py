@@ -116,7 +116,7 @@ def test_random_processes_are_killed_at_random_moments(tmp_path):
 
 
 def test_a_process_that_hangs_in_python_ends_both(tmp_path):
-    """Its threads live on, among them those by which JAX knows it; only the watch can tell."""
+    """Its threads live on, with them its heartbeat: only the watchdog notices."""
     hang = """
         import time
         from cotnet_jax.data import pipeline
