@@ -7,6 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 import cotnet_jax
+from cotnet_jax.ops.local_aggregation import reference
 
 SHAPES = [
     # N, H, W, C, groups, share, kernel size
@@ -19,28 +20,6 @@ SHAPES = [
     (1, 2, 3, 8, 2, 2, 5),
     (0, 4, 4, 8, 1, 8, 3),
 ]
-
-
-def loops(values, weights, gradient):
-    """Output, gradient of the values, gradient of the weights, one product at a time."""
-    groups, taps, weight_channels = weights.shape[3:]
-    size = int(taps**0.5)
-    channels = values.shape[3] // groups
-    output, dvalues, dweights = (np.zeros_like(a) for a in (values, values, weights))
-    for n, h, v in np.ndindex(values.shape[:3]):
-        for i, j in np.ndindex(size, size):
-            row, column = h + i - size // 2, v + j - size // 2
-            if not (0 <= row < values.shape[1] and 0 <= column < values.shape[2]):
-                continue
-            for group, c in np.ndindex(groups, channels):
-                channel, at = group * channels + c, (n, h, v, group, i * size + j)
-                weight = weights[at][c % weight_channels]
-                output[n, h, v, channel] += weight * values[n, row, column, channel]
-                dvalues[n, row, column, channel] += weight * gradient[n, h, v, channel]
-                dweights[at][c % weight_channels] += (
-                    gradient[n, h, v, channel] * values[n, row, column, channel]
-                )
-    return output, dvalues, dweights
 
 
 def inputs(shape, seed=0):
@@ -63,7 +42,7 @@ def test_equals_the_loops_in_float64(shape):
     arrays = inputs(shape)
     with jax.enable_x64(True):
         results = value_and_gradients(*map(jnp.asarray, arrays))
-        for result, expected in zip(results, loops(*arrays), strict=True):
+        for result, expected in zip(results, reference.loops(*arrays), strict=True):
             assert result.dtype == jnp.float64
             np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
 
@@ -73,7 +52,7 @@ def test_equals_the_loops_in_float64(shape):
 def test_low_precision_is_near_float64(shape, dtype, tolerance):
     arrays = [jnp.asarray(a, dtype) for a in inputs(shape)]
     results = value_and_gradients(*arrays)
-    exact = loops(*(np.asarray(a, np.float64) for a in arrays))
+    exact = reference.loops(*(np.asarray(a, np.float64) for a in arrays))
     for result, expected in zip(results, exact, strict=True):
         assert result.dtype == dtype
         error = np.linalg.norm(np.asarray(result, np.float64) - expected)
