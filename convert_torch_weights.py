@@ -1,51 +1,66 @@
-"""Converts PyTorch weights of a CoTNet for JAX, and back.
+"""Convert PyTorch weights of a CoTNet for JAX, and back; see ``--help``.
 
-    python convert_torch_weights.py --input=cotnet50.pth.tar --output=cotnet50
-    python convert_torch_weights.py --to-torch --input=cotnet50 --output=cotnet50.safetensors
-
-Neither needs PyTorch, and nothing in the file is executed. A .pth.tar is not to be unpacked.
+Neither needs PyTorch, and nothing in the file is executed.
 """
 
 import sys
 
-from absl import app, flags, logging
+from absl import logging
 
-from cotnet_jax.weights import convert
+from cotnet_jax import command_line
 
-_INPUT = flags.DEFINE_string(
-    "input",
-    None,
-    "A .pth.tar, .pth or .safetensors file; with --to-torch also a converted folder or the "
-    "workdir of a training run.",
+EXAMPLES = (
+    "python convert_torch_weights.py --weights=cotnet50.pth.tar --output=weights/cotnet50",
+    "python convert_torch_weights.py --weights=cotnet50.pth.tar --kind=raw --output=weights/raw",
+    "python convert_torch_weights.py --to_torch --weights=runs/mine --output=mine.safetensors",
 )
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder to make; with --to-torch a .safetensors file to make."
-)
-_MODEL = flags.DEFINE_string(
-    "model",
-    None,
-    "Name of the model, such as cotnet50; found by the names and shapes of the tensors if left "
-    "out. se_cotnetd_152 and se_cotnetd_152_L share theirs: the first is taken.",
-)
-_WEIGHTS = flags.DEFINE_enum(
-    "weights", None, ["ema", "raw"], "Which weights; the moving averages (EMA) where there are."
-)
-_TO_TORCH = flags.DEFINE_bool("to-torch", False, "The other way, from JAX to PyTorch.")
 
 
-def main(arguments: list[str]) -> None:
-    problems = [f"no flag in front of {argument}" for argument in arguments[1:]]
-    problems += [f"no --{flag.name}=PATH" for flag in (_INPUT, _OUTPUT) if not flag.value]
-    if problems:
-        raise app.UsageError("; ".join(problems))
-    # The libraries' own messages would bury the report.
+def main(arguments: list[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    # Messages of the libraries would bury the report.
+    logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    function = convert.convert_to_torch if _TO_TORCH.value else convert.convert_torch_file
+    # JAX takes seconds to import: wrong options are reported before that.
+    from cotnet_jax.weights import convert
+
+    function = convert.convert_to_torch if options.to_torch else convert.convert_torch_file
     try:
-        function(_INPUT.value, _OUTPUT.value, _MODEL.value, _WEIGHTS.value)
+        function(options.weights, options.output, options.model, options.kind)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
+def make_parser() -> command_line.Parser:
+    """Define the options."""
+    parser = command_line.Parser(
+        "Convert PyTorch weights for JAX, and back. Neither needs PyTorch.",
+        EXAMPLES,
+        notes="A .pth.tar file is converted as it was downloaded, without unpacking it.",
+        replaced={"--input": "--weights=PATH", "--to-torch": "--to_torch"},
+    )
+    command_line.add_weights(
+        parser,
+        "A .pth.tar, .pth or .safetensors file; with --to_torch also a converted folder or the "
+        "workdir of a training run.",
+        required=True,
+    )
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        required=True,
+        help="The folder to create; with --to_torch the .safetensors file to create.",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="Name of the model, such as cotnet50; by default identified by the names and shapes "
+        "of the tensors. se_cotnetd_152 and se_cotnetd_152_L share theirs: the default is the "
+        "first.",
+    )
+    parser.add_argument("--to_torch", action="store_true", help="Convert from JAX to PyTorch.")
+    return parser
+
+
 if __name__ == "__main__":
-    app.run(main)
+    main()

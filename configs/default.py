@@ -18,15 +18,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs = 350
     # Steps between evaluations, each with a checkpoint; 0: every config.eval.every_epochs epochs.
     config.steps_per_eval = 0
-    # Pictures a step, summed over all devices and all accumulated parts.
+    # Images a step, summed over all devices and all accumulated parts.
     config.batch_size = 640
     # A step's batch is worked through in this many parts, one after the other.
     config.accumulate_steps = 1
     # Weights to start from: a converted folder, a workdir (its best checkpoint) or one step of it
     # (WORKDIR/checkpoints/STEP), or a PyTorch file; "" is from scratch.
     config.init_from = ""
-    # Which of them: "ema" (moving averages), "raw", or "" = the averages where there are any.
-    config.init_weights = ""
+    # Which of them: "ema" (EMA), "raw", or "" = the averages where there are any.
+    config.init_kind = ""
 
     config.model = model = ml_collections.ConfigDict()
     # One of cotnet_jax.list_models().
@@ -46,19 +46,19 @@ def get_config() -> ml_collections.ConfigDict:
     model.freeze_batch_norm = False
 
     config.data = data = ml_collections.ConfigDict()
-    # A TFDS dataset's name, "digits", the path of a prepared folder, or "synthetic": pictures of
+    # A TFDS dataset's name, "digits", the path of a prepared folder, or "synthetic": images of
     # noise, as many and of as many classes as ImageNet's.
     data.name = "imagenet2012"
-    # True: pictures of noise in place of the dataset's, with its classes, splits and sizes, to try
+    # True: images of noise in place of the dataset's, with its classes, splits and sizes, to try
     # a configuration and measure its speed without decoding; imagenet2012 need not be there.
     data.fake = False
     # Where TFDS keeps its datasets; "" is TFDS's own default.
     data.data_dir = ""
     data.train_split = "train"
     data.eval_split = "validation"
-    # Side of the square pictures given to the network, training and evaluation, in pixels.
+    # Side of the square images given to the network, training and evaluation, in pixels.
     data.image_size = 224
-    # Evaluation crops the centre image_size of a picture whose short side is image_size / crop.
+    # Evaluation crops the centre image_size of an image whose short side is image_size / crop.
     data.crop = 0.875
     # Resizing filter: "bicubic" or "bilinear", both antialiased.
     data.interpolation = "bicubic"
@@ -66,13 +66,13 @@ def get_config() -> ml_collections.ConfigDict:
     data.mean = (0.485, 0.456, 0.406)
     data.std = (0.229, 0.224, 0.225)
     # Decoding threads in each process, and decoding processes (0: threads alone, -1: one a core).
-    # Beyond 4 threads processes are faster: Python lets one thread at a time between two pictures.
+    # Beyond 4 threads processes are faster: Python lets one thread at a time between two images.
     # Evaluation has as many of its own, which wait between two evaluations.
     data.num_threads = 16
     data.num_workers = 0
     # Batches made ahead of the device.
     data.prefetch = 2
-    # A run stops when more than this share of its pictures cannot be decoded.
+    # A run stops when more than this share of its images cannot be decoded.
     data.max_undecodable = 0.001
 
     config.augment = augment = ml_collections.ConfigDict()
@@ -115,23 +115,23 @@ def get_config() -> ml_collections.ConfigDict:
     schedule.warmup_epochs = 5
     schedule.warmup_start = 1e-4
     schedule.final = 1e-5
-    # Above 0, the three rates are for batches of so many pictures, and are multiplied by
+    # Above 0, the three rates are for batches of so many images, and are multiplied by
     # config.batch_size / base_batch_size.
     schedule.base_batch_size = 0
 
     config.ema = ema = ml_collections.ConfigDict()
-    # Moving average of parameters and batch statistics, after every step; 0 is off.
+    # EMA of parameters and batch statistics, after every step; 0 is off.
     ema.decay = 0.9999
     # True: the decay rises to that from 0.1, as (1 + n) / (10 + n) after n steps.
     ema.warmup = False
 
     config.eval = evaluation = ml_collections.ConfigDict()
-    # Pictures a step, summed over all devices.
+    # Images a step, summed over all devices.
     evaluation.batch_size = 640
     # Epochs between evaluations; the last epoch is always evaluated. Not read with steps_per_eval.
     evaluation.every_epochs = 1
     # A file of ReaL labels (Beyer et al., arXiv 2006.07159, real.json as published) of ImageNet's
-    # validation pictures: the accuracy by them is told beside the ordinary one. "" is off.
+    # validation images: the accuracy by them is told beside the ordinary one. "" is off.
     evaluation.real_labels = ""
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()

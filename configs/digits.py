@@ -2,7 +2,7 @@
 
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Needs no download: the pictures are in scikit-learn, and are written as a TFDS dataset once.
+Needs no download: the images are in scikit-learn, and are written as a TFDS dataset once.
 """
 
 from configs import default

@@ -1,21 +1,14 @@
 """CoTNet, Contextual Transformer Networks, in JAX."""
 
-import importlib
+from etils import epy
 
-from cotnet_jax.layers import CoTLayer, local_aggregation
-from cotnet_jax.models.contexts import cot_contexts
-from cotnet_jax.models.cotnet import create_model, list_models
-from cotnet_jax.weights.name_map import from_torch_state_dict, to_torch_state_dict
-
-# Orbax, which only reading weights needs, takes seconds to import.
-_IMPORTED_WHEN_USED = {"Predictor": "cotnet_jax.predictor", "load": "cotnet_jax.weights.load"}
-
-
-def __getattr__(name):
-    if name in _IMPORTED_WHEN_USED:
-        return getattr(importlib.import_module(_IMPORTED_WHEN_USED[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+# Each is imported when it is first used: JAX, Flax and Orbax take seconds, and `--help` none.
+with epy.lazy_api_imports(globals()):
+    from cotnet_jax.layers import CoTLayer, local_aggregation
+    from cotnet_jax.models.contexts import cot_contexts
+    from cotnet_jax.models.cotnet import create_model, list_models
+    from cotnet_jax.predictor import Predictor
+    from cotnet_jax.weights import from_torch_state_dict, load, to_torch_state_dict
 
 __all__ = [
     "CoTLayer",

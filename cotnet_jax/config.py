@@ -43,7 +43,7 @@ _FIELDS = {
     "epochs": _POSITIVE,
     "steps_per_eval": _NOT_NEGATIVE,
     "accumulate_steps": _POSITIVE,
-    "init_weights": '"ema", "raw" or ""',
+    "init_kind": '"ema", "raw" or ""',
     "model.drop_rate": _BELOW_ONE,
     "model.drop_path_rate": _BELOW_ONE,
     "model.output_stride": "8, 16 or 32",
@@ -143,7 +143,7 @@ def _training(config, devices) -> Iterator[str]:
         config.model.sync_batch_norm or config.model.freeze_batch_norm
     ):
         wanted = (
-            f"{2 * parts} or more, so that every device has two pictures for its batch norm "
+            f"{2 * parts} or more, so that every device has two images for its batch norm "
             "(or --config.model.sync_batch_norm=True)"
         )
         yield _line(config, "batch_size", wanted)

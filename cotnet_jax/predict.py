@@ -1,10 +1,7 @@
-"""Says what is on pictures.
+"""Classify images: ``python -m cotnet_jax.predict --weights=PATH IMAGE ...``.
 
-    python -m cotnet_jax.predict --weights=cotnet50 cat.jpg dog.jpg holidays/
-
-``--weights`` takes a folder of convert_torch_weights.py, the workdir of a training run, or a file
-of PyTorch. Pictures are prepared exactly as in evaluation: the short side resized, the centre
-cropped, with the model's own size and filter.
+Images are prepared exactly as in evaluation: resized and cropped to the model's own size, with
+its own filter.
 """
 
 import json
@@ -12,59 +9,101 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
 from tqdm import tqdm
 
-from cotnet_jax.data import class_names
-from cotnet_jax.predictor import Predictor, find_pictures
+from cotnet_jax import command_line
 
-_WEIGHTS = flags.DEFINE_string(
-    "weights",
-    None,
-    "A folder of convert_torch_weights.py, the workdir of a training run, or a .pth.tar, .pth or "
-    ".safetensors file.",
+EXAMPLES = (
+    "python -m cotnet_jax.predict --weights=cotnet50.pth.tar cat.jpg",
+    "python -m cotnet_jax.predict --weights=weights/cotnet50 --top=1 cat.jpg holidays/",
+    "python -m cotnet_jax.predict --weights=runs/digits --kind=raw --json holidays/",
 )
-_WHICH = flags.DEFINE_enum(
-    "which", None, ["ema", "raw"], "Which weights; the moving averages (EMA) where there are."
-)
-_MODEL = flags.DEFINE_string("model", None, "Name of the model, if a PyTorch file fits several.")
-_TOP = flags.DEFINE_integer("top", 5, "Classes told of each picture.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Pictures at a time.", lower_bound=1)
-_CLASSES = flags.DEFINE_string("classes", None, "File with the name of a class on each line.")
-_JSON = flags.DEFINE_bool("json", False, "A JSON object on a line for each picture.")
 
 
-def _text(result: Mapping[str, Any]) -> str:
+def main(arguments: list[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    # JAX takes seconds to import: wrong options are reported before that.
+    from cotnet_jax.data import class_names
+    from cotnet_jax.predictor import Predictor, find_images
+
+    try:
+        paths = find_images(options.images)
+        names = class_names.read_names(options.classes) if options.classes else None
+        predictor = Predictor.load(options.weights, options.kind, options.model, names)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    results = predictor.predict_files(paths, options.top, options.batch_size)
+    single_batch = len(paths) <= options.batch_size
+    errors = []
+    for result in tqdm(results, total=len(paths), unit="image", disable=single_batch):
+        if "error" in result:
+            errors.append(f"{result['path']}: {result['error']}")
+        if options.json:
+            tqdm.write(json.dumps(result))
+        elif "top" in result:
+            tqdm.write(format_result(result))
+    if errors:
+        sys.exit(
+            f"error: {len(errors)} of {len(paths)} images could not be read:\n  "
+            + "\n  ".join(errors)
+        )
+
+
+def make_parser() -> command_line.Parser:
+    """Define the options."""
+    parser = command_line.Parser(
+        "Classify images by a trained model.", EXAMPLES, replaced={"--which": "--kind=ema|raw"}
+    )
+    command_line.add_weights(
+        parser,
+        "A converted folder, a training run's workdir or one of its checkpoints/STEP, or a "
+        ".pth.tar, .pth or .safetensors file.",
+        required=True,
+    )
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        required=True,
+        help="Image files, or folders of them.",
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="Name of the model, if a PyTorch file fits several."
+    )
+    parser.add_argument(
+        "--top",
+        type=command_line.positive,
+        metavar="N",
+        default=5,
+        help="Classes printed for each image (%(default)s).",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=command_line.positive,
+        metavar="N",
+        default=32,
+        help="Images classified together (%(default)s).",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="Names of the classes, one on each line; by default those of the weights.",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="Print a JSON object on one line for each image."
+    )
+    return parser
+
+
+def format_result(result: Mapping[str, Any]) -> str:
+    """Format a result of ``Predictor.predict_files`` as text, a class on each line."""
     lines = [result["path"]]
     lines += [f"  {100 * c['probability']:6.2f} %  {c['name']}" for c in result["top"]]
     return "\n".join(lines)
 
 
-def main(arguments: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    missing = ["no --weights=PATH"] * (not _WEIGHTS.value)
-    missing += ["no pictures or folders of pictures"] * (len(arguments) < 2)
-    if missing:
-        raise app.UsageError("; ".join(missing))
-    try:
-        paths = find_pictures(arguments[1:])
-        names = class_names.read_names(_CLASSES.value) if _CLASSES.value else None
-        predictor = Predictor.load(_WEIGHTS.value, _WHICH.value, _MODEL.value, names)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    results = predictor.predict_files(paths, _TOP.value, _BATCH_SIZE.value)
-    few = len(paths) <= _BATCH_SIZE.value
-    errors = []
-    for result in tqdm(results, total=len(paths), unit="picture", disable=few):
-        if "error" in result:
-            errors.append(f"{result['path']}: {result['error']}")
-        if _JSON.value:
-            tqdm.write(json.dumps(result))
-        elif "top" in result:
-            tqdm.write(_text(result))
-    if errors:
-        sys.exit(f"error: {len(errors)} of {len(paths)} not read:\n  " + "\n  ".join(errors))
-
-
 if __name__ == "__main__":
-    app.run(main)
+    main()

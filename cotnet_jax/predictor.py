@@ -1,4 +1,4 @@
-"""Pictures in, names of what is on them out: a network with all that evaluation puts around it."""
+"""Classify images: a network with its preprocessing and the names of its classes."""
 
 import concurrent.futures
 import os
@@ -10,42 +10,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cotnet_jax.data import class_names, transforms
+from cotnet_jax.data import class_names, imagenet, transforms
 from cotnet_jax.data.normalize import normalize
+from cotnet_jax.data.transforms import IMAGE_SUFFIXES
 from cotnet_jax.models.contexts import CoTContexts, cot_contexts
 from cotnet_jax.models.cotnet import create_model
-from cotnet_jax.weights.load import Weights, read_weights
-from cotnet_jax.weights.torch_files import Kind
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+from cotnet_jax.weights import Kind, Weights, read_weights
 
 
 class Predictor:
-    """A network with its weights and its evaluation's preprocessing; ``load`` makes one.
+    """A network with its weights and the preprocessing of its evaluation; see ``load``.
 
     Attributes:
       model: the ``CoTNet``.
       variables: its {"params", "batch_stats"}, on the device.
-      names: of the classes, in the order of the logits.
-      settings: of evaluation: image_size in pixels, crop, interpolation, mean, std.
-      notes: what was read, a line each.
+      names: names of the classes, in the order of the logits.
+      settings: evaluation settings: image_size in pixels, crop, interpolation, mean, std.
+      notes: report of what was read, one line each.
 
     Args:
-      weights: of ``read_weights``.
-      names: of the classes; None takes those that come with the weights, ImageNet's for 1,000
-        classes, or "class 0", "class 1", ...
+      weights: as ``read_weights`` returns them.
+      names: names of the classes. None uses those stored with the weights, else ImageNet's for
+        1,000 classes, else "class 0", "class 1", ...
 
     Raises:
-      ValueError: the weights have no classifier, take other than RGB pictures, or have another
-        number of classes than names.
+      ValueError: the weights have no classifier, are not for RGB images, or have another number
+        of classes than there are names.
     """
 
     def __init__(self, weights: Weights, names: Sequence[str] | None = None):
         if not weights.num_classes:
-            raise ValueError("these weights have no classifier, so they cannot name anything")
+            raise ValueError("these weights have no classifier, so they cannot classify images")
         if weights.input_channels != 3:
             raise ValueError(
-                f"these weights take pictures of {weights.input_channels} channels, not of 3"
+                f"these weights are for images of {weights.input_channels} channels, not of 3"
             )
         self.names = tuple(names or weights.class_names or _default_names(weights.num_classes))
         if len(self.names) != weights.num_classes:
@@ -65,70 +63,80 @@ class Predictor:
     def load(
         cls,
         path: str | os.PathLike,
-        weights: Kind | None = None,
+        kind: Kind | None = None,
         model: str | None = None,
         names: Sequence[str] | None = None,
     ) -> "Predictor":
-        """Reads a converted folder, a training workdir or a file of PyTorch.
+        """Load a converted folder, a training workdir or a PyTorch file.
 
         Args:
-          path, weights, model: as of ``cotnet_jax.load``.
-          names: of the classes, as above.
+          path, kind, model: as in ``cotnet_jax.load``.
+          names: names of the classes, as in ``Predictor``.
 
         Raises:
-          FileNotFoundError: nothing is there.
-          ValueError: it cannot be read or used; the message says why.
+          FileNotFoundError: ``path`` does not exist.
+          ValueError: the weights cannot be read or used; the message says why.
         """
-        return cls(read_weights(path, weights, model), names)
+        return cls(read_weights(path, kind, model), names)
 
-    def prepare(self, picture: str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
-        """A picture as evaluation sees it: uint8 [size, size, 3], RGB.
+    def prepare(self, image: str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
+        """Decode, resize and crop an image as in evaluation.
 
         Args:
-          picture: path of a file, a file's bytes, or decoded pixels, uint8 [H, W, 3].
+          image: path of a file, bytes of a file, or decoded pixels, uint8 [H, W, 3], RGB.
+
+        Returns:
+          uint8 [size, size, 3], RGB.
 
         Raises:
-          OSError, transforms.DecodeError: it cannot be read.
-          ValueError: the pixels are something else.
+          OSError, transforms.DecodeError: the image cannot be read.
+          ValueError: the pixels have another dtype or shape.
         """
-        if isinstance(picture, (str, os.PathLike)):
-            picture = pathlib.Path(picture).read_bytes()
-        if isinstance(picture, bytes):
-            picture = transforms.decode(picture)
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        if isinstance(image, (str, os.PathLike)):
+            image = pathlib.Path(image).read_bytes()
+        if isinstance(image, bytes):
+            image = transforms.decode(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
-                f"pixels must be uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}"
+                f"pixels must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}"
             )
         return transforms.eval_transform(
-            picture,
+            image,
             self.settings["image_size"],
             crop=self.settings["crop"],
             interpolation=self.settings["interpolation"],
         )
 
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """Prepared pictures [N, size, size, 3] of values 0..255 -> probabilities [N, classes]."""
-        return np.asarray(self._apply(self.variables, pictures))
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return probabilities [N, classes], float32, of prepared images [N, size, size, 3].
 
-    def classify(self, pictures: np.ndarray, top: int = 5) -> list[list[dict[str, Any]]]:
-        """Names what is on prepared pictures, [N, size, size, 3].
+        Args:
+          images: values 0..255 of any dtype, as ``prepare`` returns them.
+        """
+        return np.asarray(self._apply(self.variables, images))
+
+    def classify(self, images: np.ndarray, top: int = 5) -> list[list[dict[str, Any]]]:
+        """Return the likeliest classes of prepared images, [N, size, size, 3].
 
         Returns:
-          For each picture its likeliest classes, the likeliest first:
+          For each image its ``top`` likeliest classes, the likeliest first:
           {"class": index of the logit, "name", "probability"}.
         """
-        return [self._top(row, top) for row in self(pictures)]
+        return [self._top(row, top) for row in self(images)]
 
-    def look_inside(self, pictures: np.ndarray) -> dict[str, CoTContexts]:
-        """What the CoT layers made of prepared pictures, by the layer's path (``cot_contexts``)."""
-        return cot_contexts(self.model, self.variables, self._normalize(pictures))[1]
+    def look_inside(self, images: np.ndarray) -> dict[str, CoTContexts]:
+        """Return the contexts of each CoT layer, by its path, for prepared images.
 
-    def _probabilities(self, variables, pictures):
-        return jax.nn.softmax(self.model.apply(variables, self._normalize(pictures)))
+        See ``cot_contexts`` for the arrays.
+        """
+        return cot_contexts(self.model, self.variables, self._normalize(images))[1]
 
-    def _normalize(self, pictures):
+    def _probabilities(self, variables, images):
+        return jax.nn.softmax(self.model.apply(variables, self._normalize(images)))
+
+    def _normalize(self, images):
         return normalize(
-            jnp.asarray(pictures), self.settings["mean"], self.settings["std"], self.model.dtype
+            jnp.asarray(images), self.settings["mean"], self.settings["std"], self.model.dtype
         )
 
     def _top(self, probabilities, count):
@@ -141,7 +149,12 @@ class Predictor:
     def predict_files(
         self, paths: Sequence, top: int = 5, batch_size: int = 32
     ) -> Iterator[dict[str, Any]]:
-        """Reads and classifies picture files, in order.
+        """Read and classify image files, in order.
+
+        Args:
+          paths: the files.
+          top: how many classes to return of each image.
+          batch_size: images classified together.
 
         Yields:
           {"path", "top": [{"class", "name", "probability"}, ...]}, the likeliest first, or
@@ -149,7 +162,7 @@ class Predictor:
         """
         batch_size = min(batch_size, len(paths))
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            # A batch is decoded while the one before it is classified.
+            # Decode the next batch while this one is classified.
             batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
             ahead = self._start(pool, batches[0]) if batches else None
             for index, batch in enumerate(batches):
@@ -169,31 +182,31 @@ class Predictor:
 
     def _classify(self, paths, prepared, top, batch_size):
         size = self.settings["image_size"]
-        # Always as many, so that it is compiled once.
-        pictures = np.zeros((batch_size, size, size, 3), np.uint8)
-        for row, picture in enumerate(prepared):
-            if not isinstance(picture, str):
-                pictures[row] = picture
-        probabilities = self(pictures)
-        for path, picture, row in zip(paths, prepared, probabilities, strict=False):
-            if isinstance(picture, str):
-                yield {"path": str(path), "error": picture}
+        # Pad the last batch, so that one shape is compiled.
+        images = np.zeros((batch_size, size, size, 3), np.uint8)
+        for row, image in enumerate(prepared):
+            if not isinstance(image, str):
+                images[row] = image
+        probabilities = self(images)
+        for path, image, row in zip(paths, prepared, probabilities, strict=False):
+            if isinstance(image, str):
+                yield {"path": str(path), "error": image}
                 continue
             yield {"path": str(path), "top": self._top(row, top)}
 
 
-def find_pictures(paths: Iterable) -> list[pathlib.Path]:
-    """Files as they are, and for folders the picture files anywhere in them, sorted.
+def find_images(paths: Iterable) -> list[pathlib.Path]:
+    """Return these files and, of folders, all image files below them, sorted.
 
     Raises:
-      ValueError: lists all that do not exist and all folders without a picture.
+      ValueError: lists every path that does not exist and every folder without an image.
     """
     found, problems = [], []
     for path in map(pathlib.Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                problems.append(f"{path}: no picture in this folder ({', '.join(SUFFIXES)})")
+                problems.append(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
             found += inside
         elif path.exists():
             found.append(path)
@@ -201,12 +214,12 @@ def find_pictures(paths: Iterable) -> list[pathlib.Path]:
             problems.append(f"{path}: no such file or folder")
     if problems:
         raise ValueError(
-            "\n  ".join([f"{len(problems)} of the paths given have no picture:", *problems])
+            "\n  ".join([f"{len(problems)} of the given paths have no image:", *problems])
         )
     return found
 
 
 def _default_names(count):
-    if count == class_names.IMAGENET_CLASSES:
+    if count == imagenet.NUM_CLASSES:
         return class_names.imagenet_names()
     return tuple(f"class {index}" for index in range(count))

@@ -99,7 +99,7 @@ BAD = {
     "batch_size": 641,
     "steps_per_eval": -1,
     "accumulate_steps": 0,
-    "init_weights": "best",
+    "init_kind": "best",
     "model.name": "cotnet5",
     "model.drop_rate": 1.0,
     "model.drop_path_rate": -0.1,

@@ -1,4 +1,4 @@
-"""Predictions for files: the network's own, on evaluation's pictures."""
+"""Predictions for files: the network's own, on evaluation's images."""
 
 import ast
 import importlib.util
@@ -15,10 +15,10 @@ from helpers import torch_file_builder as build
 from PIL import Image
 
 import cotnet_jax
-from cotnet_jax.data import class_names, transforms
+from cotnet_jax.data import class_names, imagenet, transforms
 from cotnet_jax.models.contexts import cot_contexts
-from cotnet_jax.predictor import Predictor, find_pictures
-from cotnet_jax.weights import convert, load, name_map
+from cotnet_jax.predictor import Predictor, find_images
+from cotnet_jax.weights import convert, loading, name_map
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     """Weights of cotnet_tiny with 10 classes."""
     shapes = name_map.torch_shapes("cotnet_tiny", num_classes=10)
     state_dict = golden.state_dict(shapes, 0)
-    # Else the logits of so small a net hardly depend on the picture.
+    # Else the logits of so small a net hardly depend on the image.
     state_dict["fc.weight"] *= 20
     path = tmp_path_factory.mktemp("weights")
     (path / "tiny.pth").write_bytes(build.training_checkpoint(state_dict, None))
@@ -37,30 +37,30 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images")
     (path / "more").mkdir()
     rng = np.random.default_rng(0)
     for index, name in enumerate(("a.png", "b.jpg", "more/c.PNG", "more/d.webp", "e.bmp")):
         colour = rng.integers(0, 256, 3)
         noise = rng.integers(-60, 60, (40 + 9 * index, 77, 3))
         Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(path / name)
-    (path / "notes.txt").write_text("not a picture")
+    (path / "notes.txt").write_text("not an image")
     return path
 
 
-def test_probabilities_are_the_networks(folder, pictures):
-    predictor = Predictor(load.read_weights(folder))
-    paths = find_pictures([pictures])
+def test_probabilities_are_the_networks(folder, images):
+    predictor = Predictor(loading.read_weights(folder))
+    paths = find_images([images])
     results = list(predictor.predict_files(paths, top=3, batch_size=2))
     assert [result["path"] for result in results] == [str(path) for path in paths]
-    model, variables = load.load(folder)
+    model, variables = loading.load(folder)
     apply = jax.jit(model.apply)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for path, result in zip(paths, results, strict=True):
-        picture = transforms.decode(path.read_bytes())
-        picture = transforms.eval_transform(picture, 32, crop=1.0, interpolation="bicubic")
-        image = ((picture / 255 - mean) / std).astype(np.float32)
+        image = transforms.decode(path.read_bytes())
+        image = transforms.eval_transform(image, 32, crop=1.0, interpolation="bicubic")
+        image = ((image / 255 - mean) / std).astype(np.float32)
         expected = np.asarray(jax.nn.softmax(apply(variables, image[None])[0]))
         classes = [entry["class"] for entry in result["top"]]
         assert classes == list(np.argsort(-expected)[:3])
@@ -70,9 +70,9 @@ def test_probabilities_are_the_networks(folder, pictures):
     assert len({tuple(map(str, result["top"])) for result in results}) == len(results)
 
 
-def test_pictures_in_memory(folder, pictures):
+def test_images_in_memory(folder, images):
     predictor = cotnet_jax.Predictor.load(folder, names=list("abcdefghij"))
-    path = pictures / "b.jpg"
+    path = images / "b.jpg"
     prepared = predictor.prepare(path)
     assert (prepared.shape, prepared.dtype) == ((32, 32, 3), np.uint8)
     data = path.read_bytes()
@@ -84,12 +84,12 @@ def test_pictures_in_memory(folder, pictures):
     with pytest.raises(ValueError, match=r"must be uint8 \[H, W, 3\], not float64 \[4, 4, 3\]"):
         predictor.prepare(np.zeros((4, 4, 3)))
     with pytest.raises(transforms.DecodeError):
-        predictor.prepare(b"no picture")
+        predictor.prepare(b"no image")
 
 
-def test_a_look_inside(folder, pictures):
+def test_a_look_inside(folder, images):
     predictor = Predictor.load(folder)
-    batch = np.stack([predictor.prepare(path) for path in find_pictures([pictures])])
+    batch = np.stack([predictor.prepare(path) for path in find_images([images])])
     layers = predictor.look_inside(batch)
     assert list(layers) == [f"stage{stage}_block0/cot" for stage in (1, 2, 3, 4)]
     weights, static, dynamic, share = layers["stage2_block0/cot"]
@@ -104,18 +104,18 @@ def test_a_look_inside(folder, pictures):
     np.testing.assert_allclose(jax.nn.softmax(logits), predictor(batch), rtol=1e-4)
 
 
-def test_find_pictures(pictures, tmp_path):
-    found = [path.relative_to(pictures).as_posix() for path in find_pictures([pictures])]
+def test_find_images(images, tmp_path):
+    found = [path.relative_to(images).as_posix() for path in find_images([images])]
     assert found == ["a.png", "b.jpg", "e.bmp", "more/c.PNG", "more/d.webp"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="2 of the paths given have no picture") as error:
-        find_pictures([pictures, tmp_path / "empty", tmp_path / "none.jpg"])
-    assert "no picture in this folder" in str(error.value)
+    with pytest.raises(ValueError, match="2 of the given paths have no image") as error:
+        find_images([images, tmp_path / "empty", tmp_path / "none.jpg"])
+    assert "no image in this folder" in str(error.value)
     assert "no such file or folder" in str(error.value)
 
 
 def test_names(folder):
-    read = load.read_weights(folder)
+    read = loading.read_weights(folder)
     assert Predictor(read).names[9] == "class 9"
     assert Predictor(read, list("abcdefghij")).names[9] == "j"
     with pytest.raises(ValueError, match="3 names were given, but the weights have 10 classes"):
@@ -124,7 +124,7 @@ def test_names(folder):
 
 def test_imagenet_names_are_those_of_tensorflow_datasets():
     names = class_names.imagenet_names()
-    assert len(names) == class_names.IMAGENET_CLASSES
+    assert len(names) == imagenet.NUM_CLASSES
     assert (names[0], names[281], names[388]) == (
         "tench, Tinca tinca",
         "tabby, tabby cat",
@@ -155,7 +155,7 @@ def run_command(*arguments):
     )
 
 
-def test_command(folder, pictures, tmp_path):
+def test_command(folder, images, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8broken")
     (tmp_path / "names.txt").write_text("\n".join(f"name {i}" for i in range(10)))
     result = run_command(
@@ -163,7 +163,7 @@ def test_command(folder, pictures, tmp_path):
         f"--classes={tmp_path / 'names.txt'}",
         "--json",
         "--batch_size=2",
-        pictures,
+        images,
         tmp_path / "broken.jpg",
     )
     lines = [json.loads(line) for line in result.stdout.splitlines()]
@@ -173,28 +173,43 @@ def test_command(folder, pictures, tmp_path):
     assert lines[0]["top"][0]["name"].startswith("name ")
     assert "error" in lines[-1]
     assert result.returncode == 1
-    assert "error: 1 of 6 not read:\n" in result.stderr
+    assert "error: 1 of 6 images could not be read:\n" in result.stderr
     assert "6/6" in result.stderr, "a progress bar, as they are more than a batch"
 
 
-def test_command_in_words(folder, pictures):
-    result = run_command(f"--weights={folder}", "--top=2", pictures / "a.png")
+def test_command_in_words(folder, images):
+    result = run_command(f"--weights={folder}", "--top=2", images / "a.png")
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert lines[0] == str(pictures / "a.png")
+    assert lines[0] == str(images / "a.png")
     assert [line[8:17] for line in lines[1:]] == [" %  class"] * 2
 
 
 def test_command_errors(tmp_path):
     result = run_command(f"--weights={tmp_path / 'none'}", tmp_path / "x.jpg")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: 1 of the paths given have no picture:")
+    assert result.stderr.startswith("error: 1 of the given paths have no image:")
     result = run_command()
-    assert "no --weights=PATH; no pictures or folders" in result.stdout + result.stderr
+    assert result.stderr.startswith("error: --weights=PATH is missing; IMAGE is missing\nExamples:")
+    result = run_command("--which=raw", f"--weights={tmp_path}", "x.jpg")
+    assert (result.returncode, result.stderr) == (
+        1,
+        "error: --which is called --kind=ema|raw now\n",
+    )
 
 
-def test_files_without_names(tmp_path, pictures):
-    with pytest.raises(OSError, match=r"none: no names of classes: No such file"):
+def test_kind(tmp_path, images):
+    shapes = name_map.torch_shapes("cotnet_tiny", num_classes=10)
+    raw, ema = golden.state_dict(shapes, 0), golden.state_dict(shapes, 1)
+    path = tmp_path / "both.pth"
+    path.write_bytes(build.training_checkpoint(raw, ema))
+    for kind, expected in (("raw", raw), ("ema", ema), (None, ema)):
+        head = Predictor.load(path, kind).variables["params"]["head"]
+        np.testing.assert_array_equal(head["bias"], expected["fc.bias"])
+
+
+def test_files_without_names(tmp_path, images):
+    with pytest.raises(OSError, match=r"none: cannot read class names: No such file"):
         class_names.read_names(tmp_path / "none")
     with pytest.raises(ValueError, match=r"b.jpg: not a text file"):
-        class_names.read_names(pictures / "b.jpg")
+        class_names.read_names(images / "b.jpg")

@@ -114,7 +114,7 @@ class Checkpointer:
             _check_writable(self.directory)
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for item in _ITEMS:
-            # zstd takes 7 % off float weights, and cores away from decoding pictures.
+            # zstd takes 7 % off float weights, and cores away from decoding images.
             handler = ocp.PyTreeCheckpointHandler(use_compression=False)
             registry.add(item, ocp.args.PyTreeSave, handler)
             registry.add(item, ocp.args.PyTreeRestore, handler)
@@ -157,7 +157,7 @@ class Checkpointer:
 
         Args:
           state: replicated over all devices; may be donated as soon as this returns.
-          metrics: figures kept with the step; ``best_metric`` among them ranks it.
+          metrics: metrics kept with the step; ``best_metric`` among them ranks it.
 
         Returns:
           Whether a write was started.
@@ -254,7 +254,7 @@ class Checkpointer:
           {"params", "batch_stats"}, nested dicts of NumPy arrays.
 
         Raises:
-          CheckpointError: there is no such step, it is damaged, or it has no moving average.
+          CheckpointError: there is no such step, it is damaged, or it has no EMA.
           ValueError: ``step`` or ``which`` is none of the above.
         """
         if which not in ("ema", "raw"):
@@ -279,7 +279,7 @@ class Checkpointer:
         saved = self._saved_arrays(found)
         if item not in saved:
             raise CheckpointError(
-                f"The checkpoint of step {found} in {self.directory} has no moving average: the "
+                f"The checkpoint of step {found} in {self.directory} has no EMA: the "
                 'run had it off. Ask for the raw weights (which="raw").'
             )
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[item])

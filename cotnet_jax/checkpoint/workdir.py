@@ -61,7 +61,7 @@ def check_workdir(workdir: str | Path, config: ml_collections.ConfigDict) -> Non
         )
 
 
-def log_start(
+def write_run_metadata(
     workdir: str | Path,
     *,
     config: ml_collections.ConfigDict,

@@ -22,10 +22,10 @@ class PreemptedError(Exception):
     """The run was asked to stop, and its last step is saved; the message says which."""
 
 
-class StopRequest:
+class PreemptionHandler:
     """Learns of SIGTERM, which schedulers send before they take a machine away.
 
-    A context manager. Until the first call of :meth:`reached` there is nothing to save, and
+    A context manager. Until the first call of :meth:`should_stop` there is nothing to save, and
     SIGTERM ends the process at once. From then on it is only noted: the loop finishes its step,
     saves and leaves. Another SIGTERM changes nothing, not even after the context.
 
@@ -44,14 +44,14 @@ class StopRequest:
         self._answers: collections.deque[jax.Array] = collections.deque()
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, REPLICATED))
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "PreemptionHandler":
         return self
 
     def __exit__(self, *_) -> None:
         if self._listening:
             signal.signal(signal.SIGTERM, signal.SIG_IGN if self._asked else self._earlier_handler)
 
-    def reached(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether to stop here: the same on all processes, which call this equally often.
 
         With one process true as soon as the signal has come; with several a few calls after it

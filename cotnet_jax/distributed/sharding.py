@@ -46,13 +46,13 @@ def replicated_shapes(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
 
-def split_batch(mesh: Mesh, batch: Any) -> Any:
+def shard_batch(mesh: Mesh, batch: Any) -> Any:
     """Joins each process's rows to a global batch, split over the devices by rows."""
     sharding = NamedSharding(mesh, SPLIT)
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
 
 
-def on_devices(mesh: Mesh, batches: Iterable[Any], ahead: int = 1) -> Iterator[Any]:
+def prefetch_to_device(mesh: Mesh, batches: Iterable[Any], ahead: int = 1) -> Iterator[Any]:
     """Yields the batches split over the devices, ``ahead`` of them sent before they are asked for.
 
     The copies run while the devices work on the batch before.
@@ -61,7 +61,7 @@ def on_devices(mesh: Mesh, batches: Iterable[Any], ahead: int = 1) -> Iterator[A
     batches = iter(batches)
     while True:
         for batch in itertools.islice(batches, 1 + ahead - len(queue)):
-            queue.append(split_batch(mesh, batch))
+            queue.append(shard_batch(mesh, batch))
         if not queue:
             return
         yield queue.popleft()

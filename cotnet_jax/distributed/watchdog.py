@@ -2,7 +2,7 @@
 
 It learns of it in three ways. An exchange fails, because a connection was closed. JAX's
 coordination service misses a process, and aborts this one. Or nothing happens for too long, which
-a watch notices.
+a watchdog notices.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ _joined = threading.Event()
 _ending = threading.Lock()
 
 
-class Watch:
+class Watchdog:
     """Ends the process when its main thread gets no further for too long.
 
     Only in a run of several processes, where a step waits for all of them. A context manager
@@ -66,30 +66,30 @@ class Watch:
     def __init__(self, settings: ml_collections.ConfigDict):
         self._seconds = settings.timeout_seconds
         self._slow_seconds = settings.slow_timeout_seconds
-        self._over = threading.Event()
-        self.slow()
+        self._closed = threading.Event()
+        self.extend()
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Watchdog":
         if jax.process_count() > 1:
-            threading.Thread(target=self._run, name="watchdog.Watch", daemon=True).start()
+            threading.Thread(target=self._run, name="watchdog.Watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
-        self._over.set()
+        self._closed.set()
 
-    def over(self, batches: Iterable[_T]) -> Iterator[_T]:
+    def guard(self, batches: Iterable[_T]) -> Iterator[_T]:
         """Yields from ``batches``; each, with the work on it, may take ``timeout_seconds``.
 
         The first may take ``slow_timeout_seconds``, for the compilation, and so may what follows
         the last.
         """
-        self.slow()
+        self.extend()
         for batch in batches:
             yield batch
             self._allow(self._seconds)
-        self.slow()
+        self.extend()
 
-    def slow(self) -> None:
+    def extend(self) -> None:
         """Says that what comes, until the next batch, may take ``slow_timeout_seconds``."""
         self._allow(self._slow_seconds)
 
@@ -101,7 +101,7 @@ class Watch:
         self._allowed, self._deadline = seconds, time.monotonic() + seconds
 
     def _run(self) -> None:
-        while not self._over.wait(_CHECK_SECONDS):
+        while not self._closed.wait(_CHECK_SECONDS):
             if self.left() < 0:
                 _end(f"waited {self._allowed:g} s for the others")
 

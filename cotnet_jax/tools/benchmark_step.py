@@ -3,7 +3,7 @@
     python -m cotnet_jax.tools.benchmark_step --config=configs/cotnet50.py
         [--forms=as configured,...] [--trace=DIR] [--config.batch_size=256 --config.FIELD=VALUE ...]
 
-Prints one line for each form of the step: milliseconds, pictures a second, and the time against
+Prints one line for each form of the step: milliseconds, images a second, and the time against
 the step as configured. The batch is noise with the dataset's classes (ImageNet itself need not be
 there), made once, and stays on the device, so that the pipeline is left out. --trace writes a
 profile of a few steps as configured, for TensorBoard or xprof.
@@ -54,24 +54,24 @@ def without_kernels(config, model):
 FORMS = {
     AS_CONFIGURED: lambda config, model: model,
     "without mixing": without_mixing,
-    "without moving averages": without_averages,
+    "without EMA": without_averages,
     "separate group norm": without_fusion,
     "without kernels": without_kernels,
 }
 
 
-def set_up(config: ml_collections.ConfigDict) -> setup.Experiment:
-    """What a configuration resolves to, with noise in place of its pictures."""
+def set_up_training(config: ml_collections.ConfigDict) -> setup.TrainSetup:
+    """What a configuration resolves to, with noise in place of its images."""
     config.data.fake = True
-    return setup.set_up(config)
+    return setup.set_up_training(config)
 
 
-def trace_step(setup: setup.Experiment, form: str, optimizer, batch):
-    """The step of a form, not compiled yet, and whether its state has moving averages."""
+def trace_step(setup: setup.TrainSetup, form: str, optimizer, batch):
+    """The step of a form, not compiled yet, and whether its state has EMA."""
     config = copy.deepcopy(setup.config)
     model = FORMS[form](config, setup.model)
     setup = dataclasses.replace(setup, config=config, model=model)
-    shapes = loop.state_shapes(setup, optimizer)
+    shapes = loop.abstract_train_state(setup, optimizer)
     return loop.make_step(setup, optimizer).lower(shapes, batch), shapes.ema is not None
 
 
@@ -86,7 +86,7 @@ def compile_forms(traced: dict) -> dict:
         return compiled | dict(zip(others, steps, strict=True))
 
 
-def make_batch(setup: setup.Experiment):
+def make_batch(setup: setup.TrainSetup):
     """A batch of noise, on the devices."""
     config, random = setup.config, np.random.default_rng(0)
     side, rows = config.data.image_size, config.batch_size // jax.process_count()
@@ -94,7 +94,7 @@ def make_batch(setup: setup.Experiment):
         "image": random.integers(0, 256, (rows, side, side, 3), np.uint8),
         "label": random.integers(0, setup.model.num_classes, rows, np.int32),
     }
-    return sharding.split_batch(setup.mesh, batch)
+    return sharding.shard_batch(setup.mesh, batch)
 
 
 def run(step, state, batch, count):
@@ -107,7 +107,7 @@ def run(step, state, batch, count):
 
 
 def benchmark(config: ml_collections.ConfigDict, forms: list[str], trace: str) -> None:
-    setup = set_up(config)
+    setup = set_up_training(config)
     devices = setup.mesh.devices.flatten()
     print(
         f"{config.model.name}, {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}, "
@@ -118,7 +118,7 @@ def benchmark(config: ml_collections.ConfigDict, forms: list[str], trace: str) -
     start = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Made meanwhile.
-        first = pool.submit(loop.initial_state, setup, optimizer)
+        first = pool.submit(loop.create_train_state, setup, optimizer)
         traced = {form: trace_step(setup, form, optimizer, batch) for form in forms}
         passed = time.perf_counter() - start
         logging.info("traced %d forms in %.0f s; compiling", len(forms), passed)

@@ -1,4 +1,4 @@
-"""Accuracy over a whole split, every picture counted once."""
+"""Accuracy over a whole split, every image counted once."""
 
 import contextlib
 import itertools
@@ -17,12 +17,12 @@ from cotnet_jax.checkpoint.checkpointer import open_checkpoints, weight_kinds
 from cotnet_jax.checkpoint.workdir import check_workdir
 from cotnet_jax.data.normalize import normalize
 from cotnet_jax.distributed import sharding
-from cotnet_jax.distributed.sharding import AXIS, REPLICATED, SPLIT, on_devices
-from cotnet_jax.distributed.watchdog import Watch
+from cotnet_jax.distributed.sharding import AXIS, REPLICATED, SPLIT, prefetch_to_device
+from cotnet_jax.distributed.watchdog import Watchdog
 from cotnet_jax.training.metrics import evaluation_counts, real_label_counts
 from cotnet_jax.training.progress import format_duration
-from cotnet_jax.training.setup import Evaluation, set_up_evaluation
-from cotnet_jax.weights.load import read_weights
+from cotnet_jax.training.setup import EvalSetup, set_up_evaluation
+from cotnet_jax.weights import read_weights
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -41,7 +41,7 @@ def evaluate_only(
     """
     experiment = set_up_evaluation(config)
     if config.init_from:
-        kind = config.init_weights or None
+        kind = config.init_kind or None
         read = read_weights(config.init_from, kind, config.model.name)
         for note in read.notes:
             logging.info("%s", note)
@@ -54,16 +54,18 @@ def evaluate_only(
             named = {kind: checkpointer.restore_weights(step, kind) for kind in kinds}
     for variables in named.values():
         _check_classes(variables, experiment)
-    with Watch(config.distributed) as watch, evaluating(experiment, watch) as evaluate_all:
+    with Watchdog(config.distributed) as watchdog, evaluating(experiment, watchdog) as evaluate_all:
         return evaluate_all(named)
 
 
 @contextlib.contextmanager
-def evaluating(experiment: Evaluation, watch: Watch) -> Iterator[Callable[..., dict[str, float]]]:
-    """The function {name: variables} -> figures of one pass, which it also logs.
+def evaluating(
+    experiment: EvalSetup, watchdog: Watchdog
+) -> Iterator[Callable[..., dict[str, float]]]:
+    """The function {name: variables} -> metrics of one pass, which it also logs.
 
-    What reads the pictures is started by the first call, serves all, and ends with the context.
-    ``watch`` and the function's ``after_batch`` are those of :func:`evaluate`.
+    What reads the images is started by the first call, serves all, and ends with the context.
+    ``watchdog`` and the function's ``after_batch`` are those of :func:`evaluate`.
     """
     config, mesh = experiment.config, experiment.mesh
     eval_step = make_eval_step(
@@ -71,26 +73,26 @@ def evaluating(experiment: Evaluation, watch: Watch) -> Iterator[Callable[..., d
     )
 
     def evaluate_all(variables, after_batch=lambda: None):
-        figures = evaluate(
+        metrics = evaluate(
             eval_step,
             sharding.replicate(mesh, variables),
             itertools.islice(batches, experiment.steps_per_pass),
             mesh=mesh,
             total=len(experiment.eval_source),
-            watch=watch,
+            watchdog=watchdog,
             after_batch=after_batch,
         )
         for name in variables:
             logging.info(
-                "%s weights | top-1 %.2f %% | top-5 %.2f %% | loss %.4f | %d pictures%s",
+                "%s weights | top-1 %.2f %% | top-5 %.2f %% | loss %.4f | %d images%s",
                 name,
-                figures[f"{name}_top1"],
-                figures[f"{name}_top5"],
-                figures[f"{name}_loss"],
-                figures["count"],
-                _real_part(figures, name),
+                metrics[f"{name}_top1"],
+                metrics[f"{name}_top5"],
+                metrics[f"{name}_loss"],
+                metrics["count"],
+                _real_part(metrics, name),
             )
-        return figures
+        return metrics
 
     with contextlib.closing(experiment.eval_batches()) as batches:
         yield evaluate_all
@@ -104,7 +106,7 @@ def make_eval_step(
     Args:
       model: the network.
       mesh: the devices, over axis "data".
-      mean, std: normalisation of the pictures, on the 0..1 scale.
+      mean, std: normalisation of the images, on the 0..1 scale.
 
     Returns:
       A function of {name: variables}, replicated, and a batch {"image": [B, H, W, C] of values
@@ -135,12 +137,12 @@ def evaluate(
     *,
     mesh: Mesh,
     total: int,
-    watch: Watch,
+    watchdog: Watchdog,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Runs one pass and gives {NAME_top1, NAME_top5} in percent, {NAME_loss} in nats, {count}.
 
-    With ReaL labels there are NAME_real_top1, in percent of the "real_count" pictures that have
+    With ReaL labels there are NAME_real_top1, in percent of the "real_count" images that have
     one, too.
 
     Args:
@@ -148,20 +150,20 @@ def evaluate(
       variables: {name: {"params", "batch_stats"}}, replicated; all see each batch once.
       batches: this process's rows of one pass over a split.
       mesh: the devices that ``eval_step`` was made for.
-      total: pictures in the split, for the progress shown.
-      watch: the run's, over each batch.
+      total: images in the split, for the progress shown.
+      watchdog: the run's, over each batch.
       after_batch: called after each batch; what it raises ends the evaluation.
 
     Raises:
-      RuntimeError: the pass did not count ``total`` pictures.
+      RuntimeError: the pass did not count ``total`` images.
     """
     sums = None
     start = line_due = time.monotonic()
     line_due += SECONDS_BETWEEN_LINES
-    for batch in watch.over(on_devices(mesh, batches)):
+    for batch in watchdog.guard(prefetch_to_device(mesh, batches)):
         counts = eval_step(variables, batch)
         if sums is None:
-            # Other processes may compile for longer, and the watch allows that for this batch.
+            # Other processes may compile for longer, and the watchdog allows that for this batch.
             sums = jax.block_until_ready(counts)
         else:
             sums = jax.tree.map(jnp.add, sums, counts)
@@ -177,21 +179,21 @@ def evaluate(
             )
             line_due = time.monotonic() + SECONDS_BETWEEN_LINES
         after_batch()
-    figures = {}
+    metrics = {}
     for name, each in jax.device_get(sums).items():
         count = int(each["count"])
         if count != total:
-            raise RuntimeError(f"the evaluation counted {count} pictures of {total}")
-        figures[f"{name}_top1"] = 100 * float(each["top1"]) / count
-        figures[f"{name}_top5"] = 100 * float(each["top5"]) / count
-        figures[f"{name}_loss"] = float(each["loss"]) / count
+            raise RuntimeError(f"the evaluation counted {count} images of {total}")
+        metrics[f"{name}_top1"] = 100 * float(each["top1"]) / count
+        metrics[f"{name}_top5"] = 100 * float(each["top5"]) / count
+        metrics[f"{name}_loss"] = float(each["loss"]) / count
         if each.get("real_count"):
-            figures["real_count"] = int(each["real_count"])
-            figures[f"{name}_real_top1"] = 100 * float(each["real_top1"]) / figures["real_count"]
-    return figures | {"count": total}
+            metrics["real_count"] = int(each["real_count"])
+            metrics[f"{name}_real_top1"] = 100 * float(each["real_top1"]) / metrics["real_count"]
+    return metrics | {"count": total}
 
 
-def _check_classes(variables: dict, experiment: Evaluation) -> None:
+def _check_classes(variables: dict, experiment: EvalSetup) -> None:
     head = variables["params"].get("head")
     classes = head["kernel"].shape[-1] if head else 0
     if classes != experiment.model.num_classes:
@@ -203,7 +205,7 @@ def _check_classes(variables: dict, experiment: Evaluation) -> None:
         )
 
 
-def _real_part(figures: dict[str, float], name: str) -> str:
-    if "real_count" not in figures:
+def _real_part(metrics: dict[str, float], name: str) -> str:
+    if "real_count" not in metrics:
         return ""
-    return f" | ReaL top-1 {figures[f'{name}_real_top1']:.2f} % of {figures['real_count']}"
+    return f" | ReaL top-1 {metrics[f'{name}_real_top1']:.2f} % of {metrics['real_count']}"

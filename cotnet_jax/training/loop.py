@@ -19,18 +19,19 @@ from cotnet_jax.checkpoint.checkpointer import (
     weight_kinds,
 )
 from cotnet_jax.checkpoint.train_state import TrainState
-from cotnet_jax.checkpoint.workdir import check_workdir, log_start
-from cotnet_jax.distributed import sharding, watchdog
-from cotnet_jax.distributed.preemption import PreemptedError, StopRequest
+from cotnet_jax.checkpoint.workdir import check_workdir, write_run_metadata
+from cotnet_jax.distributed import sharding
+from cotnet_jax.distributed.preemption import PreemptedError, PreemptionHandler
+from cotnet_jax.distributed.watchdog import Watchdog, end_if_lost
 from cotnet_jax.training import evaluate
 from cotnet_jax.training.metric_writer import MetricWriter
 from cotnet_jax.training.mixup import mix_batch
-from cotnet_jax.training.optimizer import ema_step_sizes, make_optimizer
+from cotnet_jax.training.optimizer import ema_step_size_schedule, make_optimizer
 from cotnet_jax.training.profiler import Profiler
 from cotnet_jax.training.progress import Progress
-from cotnet_jax.training.setup import Experiment, set_up
+from cotnet_jax.training.setup import TrainSetup, set_up_training
 from cotnet_jax.training.step import make_train_step
-from cotnet_jax.weights.load import load
+from cotnet_jax.weights import load
 
 
 class DivergedError(RuntimeError):
@@ -45,8 +46,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
       workdir: gets checkpoints/, metrics.jsonl, tensorboard/, config.json, parameters.txt.
 
     Returns:
-      The figures of the last evaluation, as ``evaluate.evaluate`` gives them, of "raw" weights
-      and, where they are on, of the moving averages "ema".
+      The eval_metrics of the last evaluation, as ``evaluate.evaluate`` gives them, of "raw" weights
+      and, where they are on, of the EMA "ema".
 
     Raises:
       ValueError: the configuration or the dataset is not usable; WorkdirError: the workdir holds
@@ -56,13 +57,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
       PreemptedError: SIGTERM came after the first step of this process, and all is saved.
     """
     workdir = Path(workdir)
-    experiment = set_up(config)
+    experiment = set_up_training(config)
     check_workdir(workdir, config)
     optimizer = make_optimizer(config.optimizer, experiment.rates, experiment.steps_per_epoch)
     # A run that goes on takes its weights from its checkpoints; their shapes are enough till then.
-    begin = state_shapes if has_steps(workdir / CHECKPOINTS) else initial_state
+    begin = abstract_train_state if has_steps(workdir / CHECKPOINTS) else create_train_state
     state = begin(experiment, optimizer)
-    log_start(
+    write_run_metadata(
         workdir,
         config=config,
         params=state.params,
@@ -71,19 +72,19 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
     )
     train_step = make_step(experiment, optimizer)
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest(experiment.mesh))
-        watch = stack.enter_context(watchdog.Watch(config.distributed))
+        preemption = stack.enter_context(PreemptionHandler(experiment.mesh))
+        watchdog = stack.enter_context(Watchdog(config.distributed))
         checkpointer = stack.enter_context(open_checkpoints(workdir, config))
-        evaluate_all = stack.enter_context(evaluate.evaluating(experiment, watch))
+        evaluate_all = stack.enter_context(evaluate.evaluating(experiment, watchdog))
         # Comes before the checkpointer's exit, which would wait for a process that is gone.
-        stack.push(watchdog.end_if_lost)
+        stack.push(end_if_lost)
         restored = checkpointer.restore_latest(state)
         state = state if restored is None else restored
         first_step = int(state.step)
         writer = stack.enter_context(MetricWriter(workdir, resume_step=first_step))
 
         def leave(step: int):
-            watch.slow()
+            watchdog.extend()
             checkpointer.wait()
             raise PreemptedError(
                 f"step {step} of {experiment.total_steps} is saved in {checkpointer.directory}; "
@@ -91,25 +92,25 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             )
 
         def save_and_evaluate(step: int) -> dict[str, float]:
-            watch.slow()
+            watchdog.extend()
             # Saved first: what stops the run during the evaluation costs the evaluation alone.
             checkpointer.save(state)
-            figures = evaluate_all(
-                named_weights(state), after_batch=lambda: stop.reached() and leave(step)
+            eval_metrics = evaluate_all(
+                named_weights(state), after_batch=lambda: preemption.should_stop() and leave(step)
             )
-            writer.write_scalars(step, figures)
-            checkpointer.save(state, figures)
-            return figures
+            writer.write_scalars(step, eval_metrics)
+            checkpointer.save(state, eval_metrics)
+            return eval_metrics
 
-        figures = {}
+        eval_metrics = {}
         if first_step:
             logging.info("Going on after step %d of %d.", first_step, experiment.total_steps)
             if experiment.evaluates_after(first_step) and not checkpointer.metrics(first_step):
                 logging.info("Evaluating step %d, which was saved but not evaluated.", first_step)
-                figures = save_and_evaluate(first_step)
+                eval_metrics = save_and_evaluate(first_step)
         if first_step >= experiment.total_steps:
             logging.info("This run is finished; evaluating its last weights.")
-            return figures or evaluate_all(named_weights(state))
+            return eval_metrics or evaluate_all(named_weights(state))
 
         progress = Progress(
             total_steps=experiment.total_steps,
@@ -129,7 +130,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
         batches = stack.enter_context(contextlib.closing(experiment.train_batches(first_step)))
         losses = {}
         left = itertools.islice(batches, experiment.total_steps - first_step)
-        left = watch.over(sharding.on_devices(experiment.mesh, left))
+        left = watchdog.guard(sharding.prefetch_to_device(experiment.mesh, left))
         for batch in progress.waiting_for(left):
             rate = experiment.learning_rate(progress.step)
             profiler.before_step(progress.step + 1)
@@ -142,22 +143,22 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             if line:
                 check_finite(losses, experiment, checkpointer)
                 writer.write_scalars(step, line)
-            asked_to_stop = stop.reached()
+            asked_to_stop = preemption.should_stop()
             if experiment.evaluates_after(step):
                 with progress.aside():
                     check_finite(losses, experiment, checkpointer)
-                    figures = save_and_evaluate(step)
+                    eval_metrics = save_and_evaluate(step)
             elif asked_to_stop or experiment.saves_after(step):
                 with progress.aside():
-                    watch.slow()
+                    watchdog.extend()
                     check_finite(losses, experiment, checkpointer)
                     checkpointer.save(state)
             if asked_to_stop and step < experiment.total_steps:
                 leave(step)
-    return figures
+    return eval_metrics
 
 
-def initial_state(experiment: Experiment, optimizer) -> TrainState:
+def create_train_state(experiment: TrainSetup, optimizer) -> TrainState:
     """The state before the first step, replicated over the devices.
 
     It is made on the CPU, whatever the devices: there so many small programs compile fastest, and
@@ -170,7 +171,7 @@ def initial_state(experiment: Experiment, optimizer) -> TrainState:
             _, variables = load(
                 config.init_from,
                 num_classes=experiment.model.num_classes,
-                weights=config.init_weights or None,
+                kind=config.init_kind or None,
                 model=config.model.name,
             )
             state = _compiled_quickly(around)(variables)
@@ -185,15 +186,15 @@ def _compiled_quickly(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def state_shapes(experiment: Experiment, optimizer) -> TrainState:
+def abstract_train_state(experiment: TrainSetup, optimizer) -> TrainState:
     """The state's shapes, dtypes and shardings, as ``jax.ShapeDtypeStruct``s; computes nothing."""
     variables = jax.eval_shape(experiment.model.init, *init_arguments(experiment))
     around = functools.partial(first_state, experiment.config, optimizer)
     return sharding.replicated_shapes(experiment.mesh, jax.eval_shape(around, variables))
 
 
-def init_arguments(experiment: Experiment) -> tuple[jax.Array, jax.Array]:
-    """Key and pictures for ``model.init``."""
+def init_arguments(experiment: TrainSetup) -> tuple[jax.Array, jax.Array]:
+    """Key and images for ``model.init``."""
     key, _ = jax.random.split(jax.random.key(experiment.config.seed))
     side = experiment.config.data.image_size
     return key, jnp.zeros((1, side, side, 3))
@@ -212,7 +213,7 @@ def first_state(config: ml_collections.ConfigDict, optimizer, variables: dict) -
     )
 
 
-def make_step(experiment: Experiment, optimizer):
+def make_step(experiment: TrainSetup, optimizer):
     """The training step (state, batch) -> (state, metrics) that the configuration describes."""
     config = experiment.config
     mix = functools.partial(mix_batch, num_classes=experiment.model.num_classes, **config.mixing)
@@ -223,18 +224,18 @@ def make_step(experiment: Experiment, optimizer):
         mesh=experiment.mesh,
         mean=config.data.mean,
         std=config.data.std,
-        ema_step_size=ema_step_sizes(config.ema),
+        ema_step_size=ema_step_size_schedule(config.ema),
         accumulate_steps=config.accumulate_steps,
     )
 
 
 def named_weights(state: TrainState) -> dict[str, dict]:
-    """Raw weights and, where there are any, moving averages."""
+    """Raw weights and, where there are any, EMA."""
     raw = {"params": state.params, "batch_stats": state.batch_stats}
     return {"raw": raw} if state.ema is None else {"raw": raw, "ema": state.ema}
 
 
-def check_finite(losses: dict, experiment: Experiment, checkpointer: Checkpointer) -> None:
+def check_finite(losses: dict, experiment: TrainSetup, checkpointer: Checkpointer) -> None:
     """Empties ``losses``, {steps done before: loss}; raises at the first that is not finite."""
     for step, loss in jax.device_get(losses).items():
         if not np.isfinite(loss):

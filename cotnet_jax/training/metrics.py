@@ -1,4 +1,4 @@
-"""Counts that add up to exact evaluation figures."""
+"""Counts that add up to exact evaluation metrics."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import optax
 def evaluation_counts(
     logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums over a batch that add up, over batches and devices, to exact evaluation figures.
+    """Sums over a batch that add up, over batches and devices, to exact evaluation metrics.
 
     A class outranks the label's when its logit is larger, or equal with a lower index, as
     ``jax.lax.top_k`` orders them; a logit that is not a number outranks all.
@@ -43,7 +43,7 @@ def real_label_counts(logits: jax.Array, real: jax.Array, mask: jax.Array) -> di
     """Sums over a batch for the accuracy by ReaL labels: the first class must be one of them.
 
     Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159, section 3.2. The first class is
-    that of ``evaluation_counts``' top1; pictures without a label are not counted.
+    that of ``evaluation_counts``' top1; images without a label are not counted.
 
     Args:
       logits: [N, classes], any floating dtype.

@@ -64,7 +64,7 @@ def mix_batch(
     y0, y1, x0, x1, cutmix_lam = cutmix_box(drawn, center_y, center_x, height, width)
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     outside = ~((rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1))
-    # One formula for every case: the picture's own share of each pixel, 0 or 1 for CutMix.
+    # One formula for every case: the image's own share of each pixel, 0 or 1 for CutMix.
     lam = jnp.where(is_mixed, jnp.where(is_cutmix, cutmix_lam, drawn), 1)
     share = jnp.where(is_mixed, jnp.where(is_cutmix, outside.astype(dtype), drawn), 1)
     return blend(images, share[None, :, :, None]), blend(targets, lam)
@@ -81,13 +81,13 @@ def cutmix_box(
     """The rectangle that CutMix takes from the partner.
 
     Args:
-      lam: share of the picture that should remain, 0..1, float.
+      lam: share of the image that should remain, 0..1, float.
       center_y, center_x: the rectangle's centre in pixels, integers.
-      height, width: of the picture, in pixels.
+      height, width: of the image, in pixels.
 
     Returns:
       (y0, y1, x0, x1, lam): half-open ranges of rows and columns, cut off at the borders, and the
-      share of the picture that does remain.
+      share of the image that does remain.
     """
     side = jnp.sqrt(1 - lam)
     half_h = (height * side).astype(jnp.int32) // 2

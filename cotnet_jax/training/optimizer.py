@@ -1,4 +1,4 @@
-"""The recipe's optimizer, learning rate and moving averages."""
+"""The recipe's optimizer, learning rate and EMA."""
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ def learning_rates(schedule: ml_collections.ConfigDict, epochs: int, batch_size:
     return rates * (batch_size / schedule.base_batch_size if schedule.base_batch_size else 1)
 
 
-def ema_step_sizes(ema: ml_collections.ConfigDict) -> optax.Schedule:
-    """Steps done -> share of the new values in the moving averages: 1 - decay.
+def ema_step_size_schedule(ema: ml_collections.ConfigDict) -> optax.Schedule:
+    """Steps done -> share of the new values in the EMA: 1 - decay.
 
     With ``warmup`` the decay is at most (1 + n) / (10 + n) after n steps, as TensorFlow's
     ExponentialMovingAverage has it with num_updates: young averages forget the first weights soon.
@@ -38,7 +38,7 @@ def ema_step_sizes(ema: ml_collections.ConfigDict) -> optax.Schedule:
     return lambda step: jnp.maximum(1 - ema.decay, 9 / (10 + step))
 
 
-def decays(params) -> dict:
+def weight_decay_mask(params) -> dict:
     """True for the parameters that weight decay acts on: kernels, of two or more dimensions."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
@@ -60,7 +60,7 @@ def make_optimizer(
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask),
         optax.trace(config.momentum, nesterov=True),
         optax.scale_by_learning_rate(rate),
     )

@@ -24,9 +24,9 @@ class Progress:
 
         for batch in progress.waiting_for(batches):
             state, metrics = train_step(state, batch)
-            figures = progress.after_step(metrics)
-            if figures:
-                writer.write_scalars(progress.step, figures)
+            metrics = progress.after_step(metrics)
+            if metrics:
+                writer.write_scalars(progress.step, metrics)
             if evaluation is due:
                 with progress.aside():
                     evaluate, save
@@ -34,7 +34,7 @@ class Progress:
     Args:
       total_steps: steps of the whole run.
       steps_per_epoch: steps of one epoch.
-      batch_size: pictures a step, over all processes.
+      batch_size: images a step, over all processes.
       every_steps: steps between two lines.
       steps_per_aside: steps from one evaluation to the next. The time left takes each such period
         to spend as long in :meth:`aside` as the last one did, evaluation and saves together.
@@ -114,10 +114,10 @@ class Progress:
             self._start_window()
         if self.step % self._every_steps and self.step != self._total_steps:
             return None
-        figures = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        figures |= self._close_window()
-        logging.info("%s", self._line(figures))
-        return figures
+        metrics = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        metrics |= self._close_window()
+        logging.info("%s", self._line(metrics))
+        return metrics
 
     def _start_window(self) -> None:
         self._window_start = self._clock()
@@ -146,20 +146,20 @@ class Progress:
             + asides_left * self._last_period_asides,
         }
 
-    def _line(self, figures: Mapping[str, float]) -> str:
+    def _line(self, metrics: Mapping[str, float]) -> str:
         epochs = -(-self._total_steps // self._steps_per_epoch)
         epoch = (self.step - 1) // self._steps_per_epoch + 1
         parts = [
             f"epoch {epoch}/{epochs}",
             f"step {self.step}/{self._total_steps}",
-            f"loss {figures['loss']:.4f}",
-            f"lr {figures['learning_rate']:.4g}",
+            f"loss {metrics['loss']:.4f}",
+            f"lr {metrics['learning_rate']:.4g}",
         ]
-        if "images_per_second" in figures:
+        if "images_per_second" in metrics:
             parts += [
-                f"{figures['images_per_second']:.4g} img/s",
-                f"data {100 * figures['data_wait_share']:.1f} %",
-                f"{format_duration(figures['seconds_left'])} left",
+                f"{metrics['images_per_second']:.4g} img/s",
+                f"data {100 * metrics['data_wait_share']:.1f} %",
+                f"{format_duration(metrics['seconds_left'])} left",
             ]
         return " | ".join(parts)
 

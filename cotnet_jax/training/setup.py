@@ -11,13 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cotnet_jax.config import find_problems
-from cotnet_jax.data import pipeline
-from cotnet_jax.data.real_labels import (
-    CLASSES,
-    read_real_labels,
-    validation_number,
-    with_real_labels,
-)
+from cotnet_jax.data import imagenet, pipeline
+from cotnet_jax.data.real_labels import read_real_labels, with_real_labels
 from cotnet_jax.data.sources import Source, open_source
 from cotnet_jax.distributed import sharding
 from cotnet_jax.models.cotnet import create_model
@@ -25,7 +20,7 @@ from cotnet_jax.training.optimizer import learning_rates
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class EvalSetup:
     """What evaluating needs.
 
     Attributes:
@@ -62,7 +57,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment(Evaluation):
+class TrainSetup(EvalSetup):
     """What training needs besides.
 
     Attributes:
@@ -85,7 +80,7 @@ class Experiment(Evaluation):
         return self.config.steps_per_eval or self.config.eval.every_epochs * self.steps_per_epoch
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether the weights after ``step`` steps are evaluated, and saved with their figures."""
+        """Whether the weights after ``step`` steps are evaluated, and saved with their metrics."""
         return step == self.total_steps or step % self.steps_per_eval == 0
 
     def saves_after(self, step: int) -> bool:
@@ -110,7 +105,7 @@ class Experiment(Evaluation):
         )
 
 
-def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
+def set_up_training(config: ml_collections.ConfigDict, devices=None) -> TrainSetup:
     """Checks a configuration and opens what it names; ``devices`` are all, unless given.
 
     Raises:
@@ -118,7 +113,7 @@ def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
     """
     evaluation = set_up_evaluation(config, devices, training=True)
     train_source = open_source(config.data, config.data.train_split)
-    return Experiment(
+    return TrainSetup(
         **vars(evaluation),
         train_source=train_source,
         steps_per_epoch=pipeline.steps_per_epoch(config, train_source),
@@ -128,8 +123,8 @@ def set_up(config: ml_collections.ConfigDict, devices=None) -> Experiment:
 
 def set_up_evaluation(
     config: ml_collections.ConfigDict, devices=None, *, training: bool = False
-) -> Evaluation:
-    """As ``set_up``, for evaluating alone: the training split need not be there.
+) -> EvalSetup:
+    """As ``set_up_training``, for evaluating alone: the training split need not be there.
 
     ``training`` checks what only a training step needs, too.
     """
@@ -146,7 +141,7 @@ def set_up_evaluation(
     eval_source = open_source(config.data, config.data.eval_split)
     if real_labels is not None:
         _check_names(config, eval_source)
-    return Evaluation(
+    return EvalSetup(
         config=config,
         mesh=mesh,
         model=_model(config, eval_source.num_classes),
@@ -169,13 +164,13 @@ def _model(config, num_classes):
 
 
 def _check_names(config, eval_source):
-    """Whether ReaL labels can be of these pictures."""
+    """Whether ReaL labels can be of these images."""
     name = eval_source[0]["file_name"]
-    if eval_source.num_classes != CLASSES or not validation_number(name):
+    if eval_source.num_classes != imagenet.NUM_CLASSES or not imagenet.validation_number(name):
         raise ValueError(
             f"--config.eval.real_labels={config.eval.real_labels}: these are labels of ImageNet's "
-            "validation pictures, which are told by their names, such as "
-            "ILSVRC2012_val_00000293.JPEG; the "
+            "validation images, which are told by their names, such as "
+            f"{imagenet.validation_name(293)}; the "
             f"first of {config.data.name!r} {config.data.eval_split!r} is named {name!r}, one of "
             f"{eval_source.num_classes} classes"
         )

@@ -1,4 +1,4 @@
-"""One optimizer step, from a batch of uint8 pictures to the new state."""
+"""One optimizer step, from a batch of uint8 images to the new state."""
 
 from collections.abc import Callable
 
@@ -27,14 +27,14 @@ def make_train_step(
     """Builds the pure function (state, batch) -> (state, metrics), jitted; it consumes the state.
 
     Args:
-      model: the network; its dtype is that of the normalised pictures, and with its
+      model: the network; its dtype is that of the normalised images, and with its
         freeze_batch_norm the batch statistics stay as they are.
       optimizer: gives the updates of the parameters.
       mix: (key, batch) -> images [B, H, W, C] of values 0..255 and soft targets [B, classes], of
         one device's part of the batch.
       mesh: the devices, over axis "data".
-      mean, std: normalisation of the pictures, on the 0..1 scale.
-      ema_step_size: steps done -> share of the new values in the moving averages; unused where
+      mean, std: normalisation of the images, on the 0..1 scale.
+      ema_step_size: steps done -> share of the new values in the EMA; unused where
         the state has none.
       accumulate_steps: parts, one after the other, that a device's share of a batch is cut into.
 

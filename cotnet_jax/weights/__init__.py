@@ -1,1 +1,20 @@
-"""Weights of trained models: reading, converting, naming."""
+"""Weights of trained models: read, converted, and named as in PyTorch."""
+
+from etils import epy
+
+# Reading imports Orbax, which takes seconds; the names of the tensors do not need it.
+with epy.lazy_api_imports(globals()):
+    from cotnet_jax.weights.folder import WeightsError
+    from cotnet_jax.weights.loading import Weights, load, read_weights
+    from cotnet_jax.weights.name_map import from_torch_state_dict, to_torch_state_dict
+    from cotnet_jax.weights.torch_files import Kind
+
+__all__ = [
+    "Kind",
+    "Weights",
+    "WeightsError",
+    "from_torch_state_dict",
+    "load",
+    "read_weights",
+    "to_torch_state_dict",
+]

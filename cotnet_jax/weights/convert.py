@@ -1,4 +1,7 @@
-"""Conversions between files of PyTorch and folders of weights; both check what they wrote."""
+"""Convert PyTorch files to folders of weights, and back.
+
+What is written is read back and compared.
+"""
 
 import contextlib
 import ctypes
@@ -19,44 +22,44 @@ from cotnet_jax.weights.folder import (
     differing,
     read_arrays,
 )
-from cotnet_jax.weights.load import is_converted_or_trained, read_weights
+from cotnet_jax.weights.loading import is_converted_or_trained, read_weights
 from cotnet_jax.weights.name_map import to_torch_state_dict
 from cotnet_jax.weights.torch_files import Kind, read_torch_checkpoint, write_safetensors
 
-# Side of the random picture that the written copy must give finite logits for: any size will do.
+# Side of the random image, in pixels; any size will do.
 CHECKED_SIZE = 64
 _CHUNK = 2**20
 Path = str | os.PathLike
 
 
 def convert_torch_file(
-    input: Path, output: Path, model: str | None = None, weights: Kind | None = None
+    path: Path, output: Path, model: str | None = None, kind: Kind | None = None
 ) -> None:
-    """Turns a file of PyTorch into a folder of weights, whole or not at all; prints a report.
+    """Convert a PyTorch file to a folder of weights, and print a report.
 
-    The written copy is read back and compared with the file array by array, and must give finite
-    logits.
+    The written copy is read back, must equal the file array by array and must give finite logits.
+    On an error nothing is left of it.
 
     Args:
-      input: a .pth.tar, .pth or .safetensors file.
-      output: folder to be made; ``folder`` has its layout.
-      model: its name; None finds it by the names and shapes of the tensors.
-      weights: which ones; None takes the moving averages where the file has them.
+      path: a .pth.tar, .pth or .safetensors file.
+      output: the folder to create, laid out as ``folder`` documents.
+      model: name of the model; None identifies it by the names and shapes of the tensors.
+      kind: "ema" or "raw"; None chooses the EMA if the file has one.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: the file cannot be read, its weights do not fit, or the output exists.
+      FileNotFoundError: ``path`` does not exist.
+      ValueError: the file cannot be read, its weights do not fit, or ``output`` exists.
     """
-    input = pathlib.Path(input)
-    if is_converted_or_trained(input):
+    path = pathlib.Path(path)
+    if is_converted_or_trained(path):
         raise WeightsError(
-            f"{input} holds weights for JAX already, to use as they are; --to-torch writes them as "
-            "a file for PyTorch"
+            f"{path} already holds weights for JAX, ready to use; --to_torch writes them as a file "
+            "for PyTorch"
         )
-    if not input.exists():
-        raise FileNotFoundError(f"no file {input}; give a .pth.tar, .pth or .safetensors file")
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}; give a .pth.tar, .pth or .safetensors file")
     with NewFolder(output) as folder:
-        read = read_weights(input, weights, model)
+        read = read_weights(path, kind, model)
         print(*read.notes, sep="\n", flush=True)
         net = create_model(read.model, num_classes=read.num_classes)
         folder.write(
@@ -67,7 +70,7 @@ def convert_torch_file(
                 "input_channels": read.input_channels,
                 "parameters": read.parameter_count(),
                 "weights": read.kind,
-                "source": {**read.source, "sha256": sha256(input)},
+                "source": {**read.source, "sha256": sha256(path)},
                 "default_cfg": net.default_cfg,
                 "num_batches_tracked": read.batches,
             },
@@ -76,44 +79,44 @@ def convert_torch_file(
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), read.variables
         )
-        # Never more than one copy of the weights at a time, and none beside the compiler.
+        # Hold one copy of the weights at a time, and none while XLA compiles.
         del read
-        _give_memory_back()
+        _release_memory()
         logits_of = _compile_forward_pass(net, shapes)
-        _give_memory_back()
+        _release_memory()
         written = read_arrays(folder.unfinished)
         _require_same(digests, array_digests(written), output)
         _require_finite(logits_of(written), output)
         folder.publish()
     print(f"wrote     {folder.path}")
     print(
-        f"checked   {len(digests)} arrays read back equal bit by bit; finite logits for a random "
-        f"picture of {CHECKED_SIZE} x {CHECKED_SIZE}"
+        f"checked   {len(digests)} arrays read back bitwise equal; finite logits for a random "
+        f"image of {CHECKED_SIZE} x {CHECKED_SIZE}"
     )
 
 
 def convert_to_torch(
-    input: Path, output: Path, model: str | None = None, weights: Kind | None = None
+    path: Path, output: Path, model: str | None = None, kind: Kind | None = None
 ) -> None:
-    """Writes weights as a .safetensors file with PyTorch's names, and prints a report.
+    """Write weights to a .safetensors file with PyTorch's names, and print a report.
 
-    ``model.load_state_dict(safetensors.torch.load_file(output))`` takes it in PyTorch.
+    In PyTorch, load it by ``model.load_state_dict(safetensors.torch.load_file(output))``.
 
     Args:
-      input: a folder of weights, a training run's workdir, or a file of PyTorch.
-      output: the .safetensors file to be made.
-      model, weights: as of ``convert_torch_file``.
+      path: a folder of weights, a training run's workdir, or a PyTorch file.
+      output: the .safetensors file to create.
+      model, kind: as in ``convert_torch_file``.
 
     Raises:
-      FileNotFoundError: nothing at ``input``.
-      ValueError: the input cannot be read, or the output exists or is named otherwise.
+      FileNotFoundError: ``path`` does not exist.
+      ValueError: the weights cannot be read, or ``output`` exists or has another suffix.
     """
     output = pathlib.Path(output)
     if output.suffix != ".safetensors":
         raise WeightsError(f"--output={output} must end in .safetensors")
     if output.exists():
-        raise WeightsError(f"{output} exists already: delete it or give another --output")
-    read = read_weights(input, weights, model)
+        raise WeightsError(f"{output} exists: delete it or give another --output")
+    read = read_weights(path, kind, model)
     print(*read.notes, sep="\n", flush=True)
     state_dict = to_torch_state_dict(
         read.model, read.variables, num_classes=read.num_classes, **read.attributes
@@ -134,11 +137,11 @@ def convert_to_torch(
         output.unlink()
         raise
     print(f"wrote     {output}: {len(state_dict)} tensors of {read.model}, {read.kind} weights")
-    print("checked   all tensors read back equal bit by bit")
+    print("checked   all tensors read back bitwise equal")
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for chunk in iter(functools.partial(file.read, _CHUNK), b""):
@@ -146,8 +149,8 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _give_memory_back():
-    """Keeps the peak a seventh lower: glibc holds on to what many threads freed piece by piece."""
+def _release_memory():
+    """Return freed memory to the system: glibc keeps what threads freed, a seventh of the peak."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -157,28 +160,28 @@ def _require_same(read, written, output):
     different = differing(read, written)
     if different:
         raise WeightsError(
-            f"{output}: the written copy differs in {len(different)} arrays, so it was removed: "
-            f"{', '.join(different[:5])}; is the disk sound?"
+            f"{output}: the written copy differs in {len(different)} arrays and was removed: "
+            f"{', '.join(different[:5])}. Check the disk."
         )
 
 
 def _compile_forward_pass(net, shapes):
-    """A function of the variables that gives the logits of a random picture, on a CPU."""
+    """Compile the function from variables to the logits of a random image, on a CPU."""
     channels = shapes["params"]["stem"]["conv1"]["kernel"].shape[-2]
-    picture = np.random.default_rng(0).standard_normal((1, CHECKED_SIZE, CHECKED_SIZE, channels))
-    picture = picture.astype(np.float32)
+    image = np.random.default_rng(0).standard_normal((1, CHECKED_SIZE, CHECKED_SIZE, channels))
+    image = image.astype(np.float32)
     cpu = jax.local_devices(backend="cpu")[0]
     with jax.default_device(cpu):
-        lowered = jax.jit(net.apply).lower(shapes, picture)
-        # For a single call: optimised code would take three times as long to make.
+        lowered = jax.jit(net.apply).lower(shapes, image)
+        # It is called once, and optimised code takes three times as long to compile.
         compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
-    return lambda variables: np.asarray(compiled(*jax.device_put((variables, picture), cpu)))
+    return lambda variables: np.asarray(compiled(*jax.device_put((variables, image), cpu)))
 
 
 def _require_finite(logits, output):
     wrong = np.sum(~np.isfinite(logits))
     if wrong:
         raise WeightsError(
-            f"{output}: the weights give {wrong} logits of {logits.size} that are not finite, so "
-            "nothing was written; they hold NaN or infinity, or are not the published kind"
+            f"{output}: {wrong} of {logits.size} logits are not finite, so nothing was written; "
+            "the weights contain NaN or infinity, or belong to another network"
         )

@@ -1,6 +1,7 @@
-"""A folder of weights: an Orbax checkpoint, and a JSON file that says whose it is.
+"""A folder of weights: an Orbax checkpoint, and a JSON file that describes it.
 
-FOLDER/cotnet.json   model, classes, source, evaluation settings, versions, checksums
+FOLDER/cotnet.json   model, classes, "weights" (their kind), source, evaluation settings, versions,
+                     checksums
 FOLDER/weights/      {"params", "batch_stats"}, float32
 """
 
@@ -26,18 +27,19 @@ _VERSIONS_OF = ("jax", "flax", "orbax-checkpoint", "numpy")
 
 
 class WeightsError(ValueError):
-    """Weights cannot be read or written; the message says which, why, and what to do."""
+    """Weights cannot be read or written; the message says why, and what to do."""
 
 
 def is_weights_folder(path) -> bool:
+    """Return whether ``path`` is a folder that this module has written."""
     return (pathlib.Path(path) / DESCRIPTION).is_file()
 
 
 def read_description(path) -> dict[str, Any]:
-    """The JSON of a folder.
+    """Return the description of a folder, parsed from its JSON.
 
     Raises:
-      WeightsError: it is damaged or of another version.
+      WeightsError: it is damaged or has another version of the format.
     """
     file = pathlib.Path(path) / DESCRIPTION
     try:
@@ -47,17 +49,17 @@ def read_description(path) -> dict[str, Any]:
         raise WeightsError(f"{file}: cannot be read: {error}") from None
     if version != FORMAT:
         raise WeightsError(
-            f"{file}: is of the format {version!r}, this program reads {FORMAT!r}: convert the "
+            f"{file}: has the format {version!r}, but this version reads {FORMAT!r}: convert the "
             "weights again"
         )
     return description
 
 
 def read_arrays(path) -> dict[str, dict]:
-    """{"params", "batch_stats"} of a folder, nested dicts of NumPy arrays.
+    """Read {"params", "batch_stats"} of a folder, nested dicts of float32 NumPy arrays.
 
     Raises:
-      WeightsError: files are missing or have changed since they were written.
+      WeightsError: files are missing, or have changed since they were written.
     """
     path = pathlib.Path(path)
     _check_files(path, read_description(path)["files"])
@@ -70,24 +72,24 @@ def read_arrays(path) -> dict[str, dict]:
             arrays = checkpointer.restore(folder, ocp.args.PyTreeRestore(restore_args=how))
         except Exception as error:
             raise WeightsError(f"{folder}: cannot be read: {error}") from None
-    # Views of JAX's own buffers: going back to a CPU device costs no copy.
+    # These are views of JAX's buffers, so that going back to a CPU device costs no copy.
     return jax.tree.map(np.asarray, arrays)
 
 
 class NewFolder:
-    """Writes a folder under another name; ``publish`` gives it its own, in one step.
+    """Writes a folder under a temporary name; ``publish`` renames it, in one step.
 
-    A context manager: without ``publish`` nothing is left of it.
+    A context manager, which removes the folder unless it was published.
 
     Raises:
-      WeightsError: something is there already, or the place cannot be written to.
+      WeightsError: ``path`` exists, or its parent cannot be written to.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path).absolute()
         self.unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise WeightsError(f"{self.path} exists already: delete it or give another --output")
+            raise WeightsError(f"{self.path} exists: delete it or give another --output")
 
     def __enter__(self) -> "NewFolder":
         try:
@@ -101,7 +103,7 @@ class NewFolder:
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def write(self, variables: dict, description: dict[str, Any]) -> None:
-        """Writes arrays and description, to be read back from ``unfinished``."""
+        """Write arrays and description into ``unfinished``."""
         with ocp.Checkpointer(_handler()) as checkpointer:
             checkpointer.save(self.unfinished / ARRAYS, ocp.args.PyTreeSave(variables))
         description = {
@@ -114,16 +116,16 @@ class NewFolder:
         (self.unfinished / DESCRIPTION).write_text(text)
 
     def publish(self) -> None:
+        """Give the folder its final name."""
         if self.path.exists():
             self.path.rmdir()
         self.unfinished.rename(self.path)
 
 
 def array_digests(tree: dict) -> dict[str, tuple]:
-    """{path: (dtype, shape, digest of the bytes)} of every array of a tree.
+    """Return {path: (dtype, shape, digest of the bytes)} of every array of a tree.
 
-    Two trees with the same digests have the same arrays bit by bit, also where they are NaN; to
-    compare them in this way they need not both be in memory.
+    Equal digests mean bitwise equal arrays, NaNs included, without both in memory.
     """
     digests = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -135,7 +137,7 @@ def array_digests(tree: dict) -> dict[str, tuple]:
 
 
 def differing(first: dict[str, tuple], second: dict[str, tuple]) -> list[str]:
-    """Paths whose digests differ or are in one of the two alone."""
+    """Return the paths whose digests differ, or that only one of the two has."""
     names = sorted(first.keys() | second.keys())
     return [name for name in names if first.get(name) != second.get(name)]
 

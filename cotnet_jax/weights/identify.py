@@ -1,4 +1,4 @@
-"""Tells which model of the table a PyTorch state dict belongs to, by its names and shapes."""
+"""Identify the model that a PyTorch state dict belongs to, by its names and shapes."""
 
 import re
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def matching_models(shapes: Shapes) -> list[str]:
-    """Models whose traits the names and shapes have, in the table's order; usually one.
+    """Return the models with the traits of these names and shapes, in the table's order.
 
     Args:
-      shapes: torch name -> shape of every tensor. Only what tells the models apart is looked at,
-        so that a damaged state dict still finds its model, whose report then says what is wrong.
+      shapes: torch name -> shape of every tensor. Only those that distinguish the models count,
+        so that an incomplete state dict is still identified, and what is missing is reported.
     """
     traits = _traits_of_shapes(shapes)
     return [name for name, variant in VARIANTS.items() if _traits_of_variant(variant) == traits]
 
 
 def nearest_model(shapes: Shapes) -> str | None:
-    """The model that shares the most traits; None where the names are not a CoTNet's at all."""
+    """Return the model that shares the most traits; None if the names are not a CoTNet's."""
     if not any(re.match(r"layer\d\.\d+\.conv2\.(key_embed|fc1)\.", name) for name in shapes):
         return None
     traits = _traits_of_shapes(shapes)

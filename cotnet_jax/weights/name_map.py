@@ -1,7 +1,7 @@
-"""Names and layouts of the published PyTorch models' tensors, both ways.
+"""Map variables to the published PyTorch models' names and layouts, and back.
 
-Every tensor of ours has exactly one counterpart there, by the tables below. PyTorch's own
-``num_batches_tracked`` has none here: it has no part in the computation.
+By the tables below, every array has exactly one counterpart in PyTorch. ``num_batches_tracked``
+of PyTorch has none here, as it takes no part in the computation.
 """
 
 import difflib
@@ -52,7 +52,7 @@ LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Taps of the published aggregation, 3x3.
+# Positions ("taps") of the 3x3 neighbourhood that is aggregated.
 TAPS = 9
 IGNORED = re.compile(r"(.*\.)?num_batches_tracked")
 
@@ -60,13 +60,13 @@ IGNORED = re.compile(r"(.*\.)?num_batches_tracked")
 def from_torch_state_dict(
     name: str, state_dict: Mapping[str, np.ndarray], **attributes
 ) -> dict[str, dict]:
-    """Turns a PyTorch state dict into the variables of ``create_model(name)``.
+    """Convert a PyTorch state dict to the variables of ``create_model(name)``.
 
     Args:
       name: one of ``list_models()``.
-      state_dict: torch name -> array, in torch's layout and any floating dtype. Their values
-        are taken to float32. The number of classes and of input channels is that of the arrays.
-      **attributes: further ones of ``create_model``, where they change the parameters.
+      state_dict: torch name -> array, in PyTorch's layout and any floating dtype; the values are
+        cast to float32. The numbers of classes and of input channels are those of the arrays.
+      **attributes: other fields of ``CoTNet`` that change the parameters.
 
     Returns:
       {"params", "batch_stats"}, nested dicts of float32 arrays.
@@ -95,10 +95,13 @@ def from_torch_state_dict(
 
 
 def to_torch_state_dict(name: str, variables: Mapping, **attributes) -> dict[str, np.ndarray]:
-    """Turns variables of ``create_model(name)`` into a PyTorch state dict.
+    """Convert variables of ``create_model(name)`` to a PyTorch state dict.
 
-    The inverse of ``from_torch_state_dict``: torch name -> contiguous array in torch's layout,
-    dtypes as they are, with a zero ``num_batches_tracked`` [] int64 for each batch norm.
+    The inverse of ``from_torch_state_dict``.
+
+    Returns:
+      torch name -> contiguous array in PyTorch's layout, of the same dtype, with a zero
+      ``num_batches_tracked``, int64 [], for each batch norm.
     """
     model = create_model(name, **attributes)
     state_dict = {}
@@ -112,7 +115,7 @@ def to_torch_state_dict(name: str, variables: Mapping, **attributes) -> dict[str
 
 
 def torch_shapes(name: str, channels: int = 3, **attributes) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a model's state dict but ``num_batches_tracked``."""
+    """Return torch name -> shape for a model's state dict, without ``num_batches_tracked``."""
     model = create_model(name, **attributes)
     template = _template(model, channels)
     return {_torch_name(model, p): _torch_shape(model, p, s) for p, s in template.items()}
@@ -120,7 +123,7 @@ def torch_shapes(name: str, channels: int = 3, **attributes) -> dict[str, tuple[
 
 @functools.cache
 def _template(model, channels):
-    """Path -> shape of every variable; tracing a large network takes a second."""
+    """Return path -> shape of every variable; tracing a large network takes a second."""
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return {path: leaf.shape for path, leaf in _flatten(variables)}
@@ -136,13 +139,13 @@ def _insert(tree, path, value):
 
 
 def _compare(model, template, wanted, state_dict):
-    """One line for each tensor that is missing, unexpected or misshapen."""
+    """Return a line for each tensor that is missing, unexpected or misshapen."""
     given = {n: np.shape(t) for n, t in state_dict.items() if not IGNORED.fullmatch(n)}
     missing = [n for n in wanted if n not in given]
     unexpected = [n for n in given if n not in wanted]
 
     def near(torch_name, names):
-        # Only names of the same depth or place: comparing all with all takes half a minute.
+        # Comparing all names with all takes half a minute: keep to the same block or leaf.
         stem, _, leaf = torch_name.rpartition(".")
         block = ".".join(torch_name.split(".")[:2])
         names = [n for n in names if n.startswith(block) or n.startswith(stem)][:50] or [
@@ -181,7 +184,7 @@ def _torch_shape(model, path, shape):
 
 
 def _exchange(array, axis, groups, inner):
-    """Reads an axis as [groups, inner, rest] and exchanges inner and rest."""
+    """Reshape an axis to [groups, inner, rest], and swap inner and rest."""
     shape = array.shape
     split = array.reshape(*shape[:axis], groups, inner, -1, *shape[axis + 1 :])
     return np.swapaxes(split, axis + 1, axis + 2).reshape(shape)
@@ -193,10 +196,10 @@ def _to_ours(model, path, tensor):
         tensor = tensor.T if tensor.ndim == 2 else tensor.transpose(2, 3, 1, 0)
     axis = tensor.ndim - 1
     if module in ("weight_conv2", "weight_norm"):
-        # torch: weight channels outside, taps inside; ours the other way.
+        # In PyTorch the taps vary fastest, here the weight channels.
         return _exchange(tensor, axis, groups, tensor.shape[axis] // groups // TAPS)
     if module == "weight_conv1" and groups > 1:
-        # torch interleaves input and context; ours has them one after the other in each group.
+        # PyTorch interleaves input and context; here each group has one after the other.
         return _exchange(tensor, 2, 1, tensor.shape[2] // 2)
     return tensor
 

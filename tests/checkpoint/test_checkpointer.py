@@ -5,54 +5,14 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 from helpers.damage import flip_a_bit, remove, remove_item, spoil_the_metrics, truncate
 from helpers.processes import finish, free_address, start_python
+from helpers.states import assert_identical, make_state
 
 from cotnet_jax.checkpoint.checkpointer import Checkpointer, CheckpointError
-from cotnet_jax.checkpoint.train_state import TrainState
-
-
-def make_state(step: int, *, ema: bool = True, width: int = 8) -> TrainState:
-    """A small state whose every leaf holds numbers that depend on the step alone."""
-    rng = np.random.default_rng(step)
-
-    def fill(tree):
-        return jax.tree.map(
-            lambda x: jnp.asarray(100 * rng.standard_normal(x.shape), x.dtype), tree
-        )
-
-    params = fill(
-        {
-            "stem": {"kernel": jnp.zeros((3, 3, 3, width)), "bias": jnp.zeros(width)},
-            "fc": {"kernel": jnp.zeros((width, 10), jnp.bfloat16)},
-        }
-    )
-    batch_stats = fill({"stem": {"mean": jnp.zeros(width), "var": jnp.zeros(width)}})
-    optimizer = optax.chain(
-        optax.masked(
-            optax.add_decayed_weights(1e-4), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
-        ),
-        optax.sgd(optax.constant_schedule(0.1), momentum=0.9, nesterov=True),
-    )
-    return TrainState(
-        step=jnp.int32(step),
-        params=params,
-        batch_stats=batch_stats,
-        ema=fill({"params": params, "batch_stats": batch_stats}) if ema else None,
-        opt_state=fill(optimizer.init(params)),
-        key=jax.random.key_data(jax.random.key(7)),
-    )
-
-
-def assert_identical(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == b.dtype
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def save_steps(directory, steps, **options):
@@ -187,7 +147,7 @@ def test_weights_alone(tmp_path, monkeypatch):
         )
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(raw))
         assert read == ["ema", "ema", "weights"]
-        with pytest.raises(CheckpointError, match=r"no moving average.*raw"):
+        with pytest.raises(CheckpointError, match=r"no EMA.*raw"):
             checkpointer.restore_weights("latest", "ema")
         with pytest.raises(CheckpointError, match=r"step 1 .*there are: 3, 4"):
             checkpointer.restore_weights(1)
@@ -226,7 +186,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
     code = """
         import resource, sys
         from cotnet_jax.checkpoint.checkpointer import Checkpointer, CheckpointError
-        from test_checkpoint import make_state
+        from helpers.states import make_state
         try:
             with Checkpointer(sys.argv[1]) as checkpointer:
                 checkpointer.save(make_state(1))
@@ -261,7 +221,7 @@ def test_killed_while_writing(tmp_path):
     code = """
         import sys
         from cotnet_jax.checkpoint.checkpointer import Checkpointer
-        from test_checkpoint import make_state
+        from helpers.states import make_state
         start = int(sys.argv[2])
         with Checkpointer(sys.argv[1]) as checkpointer:
             for step in range(start, start + 10_000):
@@ -301,7 +261,7 @@ def test_other_devices_and_processes(tmp_path):
         import numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec
         from cotnet_jax.checkpoint.checkpointer import Checkpointer
-        from test_checkpoint import assert_identical, make_state
+        from helpers.states import assert_identical, make_state
         mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
         replicated = NamedSharding(mesh, PartitionSpec())
 

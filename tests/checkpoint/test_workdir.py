@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from cotnet_jax.checkpoint.workdir import log_start
+from cotnet_jax.checkpoint.workdir import write_run_metadata
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def test_everything_is_logged_and_kept(tmp_path, mesh, monkeypatch):
     config.notes = ml_collections.config_dict.placeholder(str)
     params = {"stem": {"kernel": np.zeros((3, 3, 3, 8)), "bias": np.zeros(8)}}
     for _ in range(2):
-        log_start(tmp_path / "run", config=config, params=params, mesh=mesh, class_names="ab")
+        write_run_metadata(
+            tmp_path / "run", config=config, params=params, mesh=mesh, class_names="ab"
+        )
 
     kept = json.loads((tmp_path / "run/config.json").read_text())
     assert kept == {"seed": 1, "data": {"mean": [0.5, 0.25]}, "notes": None}
@@ -46,7 +48,7 @@ def test_everything_is_logged_and_kept(tmp_path, mesh, monkeypatch):
 
 def test_other_processes_write_nothing(tmp_path, mesh, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    log_start(
+    write_run_metadata(
         tmp_path / "run",
         config=ml_collections.ConfigDict(),
         params={},
@@ -59,7 +61,7 @@ def test_other_processes_write_nothing(tmp_path, mesh, monkeypatch):
 def test_an_unwritable_workdir_is_one_clear_error(tmp_path, mesh):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"Could not write to .*Choose another --workdir"):
-        log_start(
+        write_run_metadata(
             tmp_path / "file",
             config=ml_collections.ConfigDict(),
             params={},

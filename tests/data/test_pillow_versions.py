@@ -1,4 +1,4 @@
-"""Pictures are the same on the oldest Pillow allowed; the tests themselves run on the newest."""
+"""Images are the same on the oldest Pillow allowed; the tests themselves run on the newest."""
 
 import importlib.metadata
 import os
@@ -51,7 +51,7 @@ def folder_of_oldest(tmp_path) -> Path:
     return tmp_path
 
 
-def test_pictures_on_the_oldest_pillow(folder_of_oldest):
+def test_images_on_the_oldest_pillow(folder_of_oldest):
     path = os.pathsep.join([str(folder_of_oldest), str(TESTS.parent), str(TESTS)])
     found = run("PIL", PYTHONPATH=path).stdout
     assert f"Pillow {oldest_pillow()}" in found

@@ -127,7 +127,7 @@ def test_seed_changes_order_and_augmentation(config):
 
 
 class Numbered:
-    """Pictures whose grey level is their index: identifiable after any crop and flip."""
+    """Images whose grey level is their index: identifiable after any crop and flip."""
 
     num_classes, class_names = 10, tuple("0123456789")
 
@@ -139,7 +139,7 @@ class Numbered:
 
     def __getitem__(self, index):
         if index in self._undecodable:
-            return {"image": b"no picture", "label": 0, "file_name": ""}
+            return {"image": b"no image", "label": 0, "file_name": ""}
         file = io.BytesIO()
         Image.new("L", (8, 8), index).save(file, "PNG")
         return {"image": file.getvalue(), "label": index % 10, "file_name": ""}
@@ -165,7 +165,7 @@ def all_indices(batches):
     return [index for batch in batches for index in indices(batch)]
 
 
-def test_every_epoch_has_each_picture_at_most_once_in_a_new_order(config, numbered):
+def test_every_epoch_has_each_image_at_most_once_in_a_new_order(config, numbered):
     numbered(100)
     batches = take(config, 12)
     epochs = [all_indices(batches[start : start + 4]) for start in (0, 4, 8)]
@@ -181,15 +181,15 @@ def test_every_epoch_has_each_picture_at_most_once_in_a_new_order(config, number
 def test_augmentation_differs_between_epochs(config):
     config.data.train_split = "train[:1]"
     config.batch_size = 1
-    pictures = {batch["image"].tobytes() for batch in take(config, 10)}
-    assert len(pictures) > 5
+    images = {batch["image"].tobytes() for batch in take(config, 10)}
+    assert len(images) > 5
 
 
 @pytest.mark.parametrize(
     ("length", "batch_size", "process_count", "workers"),
     [(45, 16, 1, 0), (45, 16, 4, 0), (48, 16, 2, 0), (3, 16, 4, 0), (45, 16, 1, 2), (1, 1, 1, 0)],
 )
-def test_evaluation_counts_every_picture_once(
+def test_evaluation_counts_every_image_once(
     config, numbered, length, batch_size, process_count, workers
 ):
     numbered(length)
@@ -226,7 +226,7 @@ def test_repeated_evaluation_is_the_same_pass_again(config, process_count, worke
         assert_same(again, once)
 
 
-def test_undecodable_training_pictures_are_replaced_by_the_next(config, numbered, caplog):
+def test_undecodable_training_images_are_replaced_by_the_next(config, numbered, caplog):
     numbered(96, undecodable=[5, 50, 51])
     config.data.max_undecodable = 3 / 96
     epoch = all_indices(take(config, 4))
@@ -238,10 +238,10 @@ def test_undecodable_training_pictures_are_replaced_by_the_next(config, numbered
     reports = [record.getMessage() for record in caplog.records if "decoded" in record.getMessage()]
     assert len(reports) == 3
     for index in (5, 50, 51):
-        assert any(f"Picture {index} of" in report for report in reports)
+        assert any(f"Image {index} of" in report for report in reports)
 
 
-def test_too_many_undecodable_pictures_stop_the_run(config, numbered):
+def test_too_many_undecodable_images_stop_the_run(config, numbered):
     numbered(96, undecodable=[5, 50, 51])
     config.data.max_undecodable = 2 / 96
     with pytest.raises(
@@ -250,14 +250,14 @@ def test_too_many_undecodable_pictures_stop_the_run(config, numbered):
         take(config, 4)
 
 
-def test_a_split_of_undecodable_pictures_stops_at_once(config, numbered):
+def test_a_split_of_undecodable_images_stops_at_once(config, numbered):
     numbered(96, undecodable=range(96))
     config.data.max_undecodable = 1.0
-    with pytest.raises(pipeline.UndecodableError, match="none of the 32 pictures"):
+    with pytest.raises(pipeline.UndecodableError, match="none of the 32 images"):
         take(config, 1)
 
 
-def test_undecodable_evaluation_pictures_are_black_and_counted(config, numbered):
+def test_undecodable_evaluation_images_are_black_and_counted(config, numbered):
     numbered(20, undecodable=[7])
     config.data.max_undecodable = 1 / 20
     config.eval.batch_size = 20
@@ -269,7 +269,7 @@ def test_undecodable_evaluation_pictures_are_black_and_counted(config, numbered)
         list(pipeline.eval_batches(config))
 
 
-def test_synthetic_pictures_pass_unchanged(config):
+def test_synthetic_images_pass_unchanged(config):
     config.data.name = "synthetic"
     config.data.train_split, config.data.eval_split = "train[:64]", "validation[:20]"
     (batch,) = take(config, 1)
@@ -289,7 +289,7 @@ def test_bad_batch_sizes_name_the_field(config):
         pipeline.train_batches(config, start_step=0)
 
 
-def test_settings_reach_the_pictures(config):
+def test_settings_reach_the_images(config):
     """Every field of config.augment changes the batch."""
     reference = take(config, 1)
     changes = {

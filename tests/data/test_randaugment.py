@@ -33,9 +33,9 @@ def test_every_operation_has_a_golden():
 
 
 def test_posterize_to_no_bits_is_black():
-    picture = Image.fromarray(ARRAYS["image"])
+    image = Image.fromarray(ARRAYS["image"])
     for magnitude in (0, 2.4):
-        assert not np.array(randaugment.Call("Posterize", magnitude)(picture)).any()
+        assert not np.array(randaugment.Call("Posterize", magnitude)(image)).any()
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +105,14 @@ def test_probability_is_itself_uniform_between_02_and_08(value, share):
     assert stats.binomtest(applied, 20_000, share).pvalue > 0.001
 
 
-def test_same_generator_state_same_picture():
+def test_same_generator_state_same_image():
     augment = randaugment.parse(RECIPE)
-    picture = Image.fromarray(ARRAYS["image"])
+    image = Image.fromarray(ARRAYS["image"])
     for seed in range(50):
-        first, second = (augment(picture, np.random.default_rng(seed)) for _ in range(2))
+        first, second = (augment(image, np.random.default_rng(seed)) for _ in range(2))
         np.testing.assert_array_equal(np.array(first), np.array(second))
         assert (first.mode, first.size) == ("RGB", (64, 48))
-    np.testing.assert_array_equal(np.array(picture), ARRAYS["image"])
+    np.testing.assert_array_equal(np.array(image), ARRAYS["image"])
 
 
 def test_parse():
@@ -140,10 +140,10 @@ def test_parse_names_everything_that_is_wrong(text, words):
 
 
 def test_color_jitter_strengths():
-    picture = Image.fromarray(ARRAYS["image"])
+    image = Image.fromarray(ARRAYS["image"])
     rng = np.random.default_rng(0)
-    assert randaugment.color_jitter(picture, rng, 0) is picture
-    jittered = [np.array(randaugment.color_jitter(picture, rng, 0.4)) for _ in range(500)]
+    assert randaugment.color_jitter(image, rng, 0) is image
+    jittered = [np.array(randaugment.color_jitter(image, rng, 0.4)) for _ in range(500)]
     means = [image.mean() / ARRAYS["image"].mean() for image in jittered]
     assert 0.55 < min(means) < 0.7
     assert 1.2 < max(means) < 1.45

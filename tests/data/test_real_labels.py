@@ -1,4 +1,4 @@
-"""ReaL labels: read, matched to pictures by name, and counted."""
+"""ReaL labels: read, matched to images by name, and counted."""
 
 import json
 import random
@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from configs import default
-from cotnet_jax.data.real_labels import read_real_labels, validation_number
-from cotnet_jax.distributed.watchdog import Watch
+from cotnet_jax.data.imagenet import validation_number
+from cotnet_jax.data.real_labels import read_real_labels
+from cotnet_jax.distributed.watchdog import Watchdog
 from cotnet_jax.training import evaluate, setup
 from cotnet_jax.training.metrics import real_label_counts
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A file of the published form, and its lists: none to four classes a picture."""
+    """A file of the published form, and its lists: none to four classes an image."""
     drawn = random.Random(0)
     lists = [drawn.sample(range(1000), drawn.randrange(5)) for _ in range(50_000)]
     file = tmp_path_factory.mktemp("real") / "real.json"
@@ -73,7 +74,7 @@ def test_counts_by_hand():
 
 
 class Named:
-    """Validation pictures, in another order than their numbers; one colour each."""
+    """Validation images, in another order than their numbers; one colour each."""
 
     num_classes = 1000
     numbers = (293, 50_000, 1, 17, 2, 4711, 8, 300, 12, 5)
@@ -91,7 +92,7 @@ class Named:
 
 
 class Brightness(nn.Module):
-    """Gives the picture at index i of Named the class ``classes[i]``."""
+    """Gives the image at index i of Named the class ``classes[i]``."""
 
     classes: tuple[int, ...]
     dtype: jnp.dtype = jnp.float32
@@ -112,23 +113,23 @@ def config(published):
     return config
 
 
-def test_labels_find_their_pictures_by_name(config, published, monkeypatch, caplog):
+def test_labels_find_their_images_by_name(config, published, monkeypatch, caplog):
     _, lists = published
     caplog.set_level("INFO", "absl")
-    by_picture = [lists[number - 1] for number in Named.numbers]
-    # Every second picture gets one of its ReaL labels, where it has any; others their own number.
+    by_image = [lists[number - 1] for number in Named.numbers]
+    # Every second image gets one of its ReaL labels, where it has any; others their own number.
     classes = tuple(
-        labels[-1] if labels and index % 2 else index for index, labels in enumerate(by_picture)
+        labels[-1] if labels and index % 2 else index for index, labels in enumerate(by_image)
     )
     monkeypatch.setattr(setup, "open_source", lambda data, split: Named())
     monkeypatch.setattr(setup, "_model", lambda config, num_classes: Brightness(classes))
     run = setup.set_up_evaluation(config, devices=jax.devices()[:1])
-    with evaluate.evaluating(run, Watch(config.distributed)) as evaluate_all:
+    with evaluate.evaluating(run, Watchdog(config.distributed)) as evaluate_all:
         figures = evaluate_all({"raw": {}, "ema": {}})
         # Another pass is the same.
         assert evaluate_all({"raw": {}, "ema": {}}) == figures
-    labelled = [index for index, labels in enumerate(by_picture) if labels]
-    right = [index for index in labelled if classes[index] in by_picture[index]]
+    labelled = [index for index, labels in enumerate(by_image) if labels]
+    right = [index for index in labelled if classes[index] in by_image[index]]
     assert 0 < len(right) < len(labelled) < len(Named.numbers)
     assert figures["count"] == 10
     assert figures["real_count"] == len(labelled)
@@ -137,7 +138,7 @@ def test_labels_find_their_pictures_by_name(config, published, monkeypatch, capl
     assert f"ReaL top-1 {figures['ema_real_top1']:.2f} % of {len(labelled)}" in caplog.text
     config.eval.real_labels = ""
     run = setup.set_up_evaluation(config, devices=jax.devices()[:1])
-    with evaluate.evaluating(run, Watch(config.distributed)) as evaluate_all:
+    with evaluate.evaluating(run, Watchdog(config.distributed)) as evaluate_all:
         assert "real_count" not in evaluate_all({"raw": {}})
 
 
@@ -155,7 +156,7 @@ def test_the_file_is_read_once_and_named_if_it_cannot_be(config, monkeypatch):
     assert "--config.log_every_steps=0" in str(error.value)
 
 
-def test_pictures_without_such_names_are_refused(config):
+def test_images_without_such_names_are_refused(config):
     config.data.name, config.data.eval_split = "digits", "test"
     with pytest.raises(ValueError, match="the first of 'digits' 'test' is named '', one of 10"):
         setup.set_up_evaluation(config)

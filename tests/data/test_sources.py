@@ -1,4 +1,4 @@
-"""The digits, prepared folders and synthetic pictures; errors for what is not there."""
+"""The digits, prepared folders and synthetic images; errors for what is not there."""
 
 import subprocess
 import sys
@@ -34,18 +34,16 @@ def test_digits_are_all_there_and_split_by_class(data_dir):
     seen, counts = [], {}
     for name, source in splits.items():
         elements = [source[index] for index in range(len(source))]
-        pictures = [transforms.decode(element["image"]) for element in elements]
-        assert {picture.shape for picture in pictures} == {(8, 8, 3)}
+        images = [transforms.decode(element["image"]) for element in elements]
+        assert {image.shape for image in images} == {(8, 8, 3)}
         seen += [
-            (picture[..., 0].tobytes(), element["label"])
-            for picture, element in zip(pictures, elements, strict=True)
+            (image[..., 0].tobytes(), element["label"])
+            for image, element in zip(images, elements, strict=True)
         ]
         counts[name] = np.bincount([element["label"] for element in elements], minlength=10)
     original = load_digits()
     ink = np.minimum(original.images * 16, 255).astype(np.uint8)
-    expected = [
-        (picture.tobytes(), label) for picture, label in zip(ink, original.target, strict=True)
-    ]
+    expected = [(image.tobytes(), label) for image, label in zip(ink, original.target, strict=True)]
     assert sorted(seen) == sorted(expected)
     np.testing.assert_array_equal(counts["test"], np.rint(0.2 * (counts["train"] + counts["test"])))
 
@@ -145,7 +143,7 @@ def test_synthetic():
     assert part[0]["label"] == whole[100]["label"]
 
 
-def test_fake_pictures_keep_classes_and_sizes(data_dir, tmp_path):
+def test_fake_images_keep_classes_and_sizes(data_dir, tmp_path):
     for name in ("digits", data_dir / "sklearn_digits"):
         for split, size in (("train", 1438), ("test", 359), ("test[:10%]", 36)):
             source = sources.open_source(data_config(name, data_dir, fake=True), split)

@@ -16,8 +16,8 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 RECIPE = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
 
 
-def make_picture(height, width, seed):
-    """The picture of goldens/README.md, uint8 [height, width, 3]."""
+def make_image(height, width, seed):
+    """The image of goldens/README.md, uint8 [height, width, 3]."""
     random = np.random.RandomState(seed)
     y, x = np.mgrid[0:height, 0:width]
     channels = [
@@ -30,9 +30,9 @@ def make_picture(height, width, seed):
 
 
 def encode(image, fmt="JPEG", mode=None, **options):
-    picture = Image.fromarray(image)
+    image = Image.fromarray(image)
     file = io.BytesIO()
-    (picture.convert(mode) if mode else picture).save(file, fmt, **options)
+    (image.convert(mode) if mode else image).save(file, fmt, **options)
     return file.getvalue()
 
 
@@ -42,7 +42,7 @@ def pillow(data):
 
 @pytest.mark.parametrize("case", json.loads((GOLDENS / "eval_transform.json").read_text())["cases"])
 def test_eval_transform_equals_golden(case):
-    image = make_picture(case["height"], case["width"], case["seed"])
+    image = make_image(case["height"], case["width"], case["seed"])
     result = transforms.eval_transform(
         image, case["size"], crop=case["crop_pct"], interpolation="bicubic"
     )
@@ -68,7 +68,7 @@ def test_central_crop_rounds_halves_to_even():
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpeg_has_pillows_pixels(subsampling, progressive):
     for size in [(1, 1), (7, 300), (123, 77)]:
-        data = encode(make_picture(*size, 0), subsampling=subsampling, progressive=progressive)
+        data = encode(make_image(*size, 0), subsampling=subsampling, progressive=progressive)
         np.testing.assert_array_equal(transforms.decode(data), pillow(data))
 
 
@@ -89,7 +89,7 @@ def test_jpeg_has_pillows_pixels(subsampling, progressive):
     ],
 )
 def test_other_formats_become_rgb(fmt, mode, options):
-    data = encode(make_picture(20, 31, 1), fmt, mode, **options)
+    data = encode(make_image(20, 31, 1), fmt, mode, **options)
     result = transforms.decode(data)
     assert (result.dtype, result.shape) == (np.uint8, (20, 31, 3))
     np.testing.assert_array_equal(result, pillow(data))
@@ -105,7 +105,7 @@ def test_16_bit_grey_is_scaled():
     "body", [b"", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 40]
 )
 def test_damaged_exif_does_no_harm(body):
-    image = make_picture(20, 31, 2)
+    image = make_image(20, 31, 2)
     plain = encode(image)
     segment = b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
     data = plain[:2] + segment + plain[2:]
@@ -115,39 +115,39 @@ def test_damaged_exif_does_no_harm(body):
 def test_exif_orientation_is_not_applied():
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encode(make_picture(20, 31, 2), exif=exif)
+    data = encode(make_image(20, 31, 2), exif=exif)
     assert transforms.decode(data).shape == (20, 31, 3)
 
 
 def test_bytes_after_the_end_do_no_harm():
-    data = encode(make_picture(20, 31, 3))
+    data = encode(make_image(20, 31, 3))
     np.testing.assert_array_equal(transforms.decode(data + b"junk"), transforms.decode(data))
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG"])
-def test_truncated_picture_is_an_error(fmt):
-    data = encode(make_picture(64, 64, 4), fmt)
+def test_truncated_image_is_an_error(fmt):
+    data = encode(make_image(64, 64, 4), fmt)
     with pytest.raises(transforms.DecodeError, match=f"{len(data) // 2} bytes"):
         transforms.decode(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"no picture at all"])
-def test_no_picture_is_an_error(data):
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"no image at all"])
+def test_no_image_is_an_error(data):
     with pytest.raises(transforms.DecodeError):
         transforms.decode(data)
 
 
 def test_resize_passes_are_horizontal_then_vertical():
-    image = make_picture(1100, 300, 6)
-    picture = Image.fromarray(image).resize((256, 1100), Image.Resampling.BILINEAR)
-    expected = np.array(picture.resize((256, 938), Image.Resampling.BILINEAR))
+    image = make_image(1100, 300, 6)
+    narrow = Image.fromarray(image).resize((256, 1100), Image.Resampling.BILINEAR)
+    expected = np.array(narrow.resize((256, 938), Image.Resampling.BILINEAR))
     result = transforms.resize(image, 938, 256, "bilinear")
     np.testing.assert_array_equal(np.array(result), expected)
 
 
 def test_unknown_interpolation_names_the_field():
     with pytest.raises(ValueError, match=r"config\.data\.interpolation.*bicubic, bilinear"):
-        transforms.resize(make_picture(4, 4, 0), 8, 8, "cubic")
+        transforms.resize(make_image(4, 4, 0), 8, 8, "cubic")
 
 
 def cell_probabilities(height, width, areas, ratios):
@@ -176,7 +176,7 @@ def test_crop_area_and_ratio_follow_the_formula(height, width):
     areas = np.linspace(0.08, 1, 9)
     ratios = np.geomspace(3 / 4, 4 / 3, 7)
     expected, rejected = cell_probabilities(height, width, areas, ratios)
-    # The central fallback is about as likely as ten rejections: not at all for such pictures.
+    # The central fallback is about as likely as ten rejections: not at all for such images.
     assert rejected**10 < 1e-3
     areas[[0, -1]], ratios[[0, -1]] = (0, 2), (0, 9)
     observed, _, _ = np.histogram2d(h * w / (height * width), w / h, bins=[areas, ratios])
@@ -209,11 +209,11 @@ def test_crop_position_is_uniform():
         (1, 1000, (0, 499, 1, 1)),
     ],
 )
-def test_crop_of_extreme_pictures_is_the_central_fallback(height, width, box):
+def test_crop_of_extreme_images_is_the_central_fallback(height, width, box):
     assert transforms.crop_box(height, width, np.random.default_rng(0), **RECIPE) == box
 
 
-def test_crop_fallback_is_the_whole_picture_inside_the_ratios():
+def test_crop_fallback_is_the_whole_image_inside_the_ratios():
     rng = np.random.default_rng(0)
     assert transforms.crop_box(30, 31, rng, scale=(2, 2), ratio=RECIPE["ratio"]) == (0, 0, 30, 31)
 
@@ -230,7 +230,7 @@ def test_crop_fallback_is_as_frequent_as_ten_misfits():
 
 
 def test_random_resized_crop_cuts_first_then_resizes():
-    image = make_picture(90, 120, 5)
+    image = make_image(90, 120, 5)
     top, left, h, w = transforms.crop_box(90, 120, np.random.default_rng(7), **RECIPE)
     result = transforms.random_resized_crop(
         image, 32, np.random.default_rng(7), interpolation="bicubic", **RECIPE
@@ -242,11 +242,11 @@ def test_random_resized_crop_cuts_first_then_resizes():
     np.testing.assert_array_equal(np.array(result), np.array(expected))
 
 
-def test_flip_mirrors_half_of_the_pictures():
-    image = make_picture(4, 6, 0)
+def test_flip_mirrors_half_of_the_images():
+    image = make_image(4, 6, 0)
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(image)
-    results = [np.array(transforms.random_flip(picture, rng, 0.5)) for _ in range(2000)]
+    given = Image.fromarray(image)
+    results = [np.array(transforms.random_flip(given, rng, 0.5)) for _ in range(2000)]
     mirrored = sum(np.array_equal(result, image[:, ::-1]) for result in results)
     kept = sum(np.array_equal(result, image) for result in results)
     assert mirrored + kept == 2000

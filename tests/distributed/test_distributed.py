@@ -10,7 +10,7 @@ import pytest
 from helpers.processes import TrainingRun, free_address, start_python
 from helpers.several_processes import (
     FLAGS,
-    PICTURES,
+    IMAGES,
     STEPS,
     assert_same_end,
     end,
@@ -29,7 +29,7 @@ def alone(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone")
     runs = start(workdir, 1)
     end(runs)
-    assert json.loads(runs[0].out)["count"] == PICTURES
+    assert json.loads(runs[0].out)["count"] == IMAGES
     return workdir
 
 
@@ -44,7 +44,7 @@ def test_two_processes_equal_one_and_the_first_alone_speaks(alone, tmp_path):
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
     spoken = [[line for line in run.out.splitlines() if line[0] == "{"] for run in runs]
     assert [len(lines) for lines in spoken] == [1, 0]
-    assert json.loads(spoken[0][0])["count"] == PICTURES
+    assert json.loads(spoken[0][0])["count"] == IMAGES
     assert "epoch" not in second and "top-1" not in second, second
 
 
@@ -188,14 +188,14 @@ def test_a_watch_leaves_time_for_compilation_and_for_saving(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
     settings = default.get_config().distributed
-    watch = watchdog.Watch(settings)
+    guarding = watchdog.Watchdog(settings)
     fast, slow = settings.timeout_seconds, settings.slow_timeout_seconds
-    assert watch.left() == slow
-    for number, _ in enumerate(watch.over(range(3))):
-        assert watch.left() == (slow if number == 0 else fast)
+    assert guarding.left() == slow
+    for number, _ in enumerate(guarding.guard(range(3))):
+        assert guarding.left() == (slow if number == 0 else fast)
         now[0] += 7
-        assert watch.left() == (slow if number == 0 else fast) - 7
-    assert watch.left() == slow
+        assert guarding.left() == (slow if number == 0 else fast) - 7
+    assert guarding.left() == slow
 
 
 BAD_SETTINGS = [
@@ -231,10 +231,10 @@ def joined_with(monkeypatch):
     """Keeps JAX from starting its service; the arguments that it would have got."""
     calls = []
 
-    def initialize(*arguments, **options):
+    def join(*arguments, **options):
         calls.append((*arguments, options["cluster_detection_method"]))
 
-    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax.distributed, "initialize", join)
     monkeypatch.setattr(watchdog, "translate_aborts", lambda: None)
     monkeypatch.setattr(initialize, "_check_devices", lambda count: None)
     monkeypatch.setattr(initialize.logging, "set_verbosity", lambda level: None)

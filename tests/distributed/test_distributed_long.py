@@ -25,12 +25,12 @@ pytestmark = pytest.mark.slow
 
 # Two devices add two numbers, which gives the same in any order. Gloo adds four in another order
 # than one process does, which shows in the last bits. Running statistics are those of two or four
-# pictures a device here, which multiply that.
+# images a device here, which multiply that.
 ROUNDING = {"params": 1e-6, "batch_stats": 1e-5}
 
 
 def assert_close_end(workdir, expected, step=STEPS):
-    """Weights, averages and losses differ by rounding; all pictures are classified alike."""
+    """Weights, averages and losses differ by rounding; all images are classified alike."""
     ours, theirs = arrays(workdir, step), arrays(expected, step)
     for item in ("weights", "ema"):
         for kind, tolerance in ROUNDING.items():

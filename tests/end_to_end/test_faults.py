@@ -167,7 +167,7 @@ def test_a_lost_worker_is_one_error(tmp_path):
     said = run.end()
     assert run.returncode == 1, said
     assert "Traceback" not in said, said
-    assert "\nerror: one of the processes that decode pictures was lost" in said
+    assert "\nerror: a process that decodes images was lost" in said
 
 
 def test_ctrl_c_is_one_line(tmp_path):
@@ -189,7 +189,7 @@ def test_nothing_is_said_of_what_workers_leave():
     left = """
         import multiprocessing, os
         from cotnet_jax.data import workers
-        with workers._sheltered_from_signals():
+        with workers._signals_blocked():
             lock = multiprocessing.get_context("spawn").Lock()
         os._exit(0)
     """

@@ -1,4 +1,4 @@
-"""notebooks/inference.ipynb runs from top to bottom, and its pictures show what they should."""
+"""notebooks/inference.ipynb runs from top to bottom, and its images show what they should."""
 
 import json
 from pathlib import Path
@@ -65,7 +65,7 @@ def axes_with(figure, part):
 
 
 def check_top5(figures, titles, names):
-    """A picture and five bars each; returns the likeliest class of each."""
+    """An image and five bars each; returns the likeliest class of each."""
     likeliest = []
     for figure, title in zip(figures, titles, strict=True):
         left, right = figure["axes"]
@@ -91,12 +91,12 @@ def check_weights(figure, sets):
     assert figure["axes"][-1]["labels"][1] == "weight (a factor, no unit)"
 
 
-def check_contexts(figure, size, pictures):
+def check_contexts(figure, size, images):
     for part in ("static context", "dynamic context", "% dynamic"):
         maps = axes_with(figure, part)
-        assert [drawn["images"] for drawn in maps] == [[[size, size]]] * pictures
+        assert [drawn["images"] for drawn in maps] == [[[size, size]]] * images
     units = [axis["labels"][1] for axis in figure["axes"] if axis["labels"][1]]
-    assert units == ["mean activation\n(no unit)"] * pictures
+    assert units == ["mean activation\n(no unit)"] * images
 
 
 def check_sizes(figures):
@@ -114,22 +114,22 @@ def test_with_a_checkpoint(tmp_path):
     path = tmp_path / "tiny.pth.tar"
     path.write_bytes(build.training_checkpoint(state_dict, state_dict))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    (pictures,) = (cell.source for cell in notebook.cells if "PICTURES or" in cell.source)
+    (images,) = (cell.source for cell in notebook.cells if "IMAGES or" in cell.source)
     china = load_sample_images().filenames[0]
     streams, told = run(
         WEIGHTS=str(path),
         WORKDIR=str(tmp_path / "unused"),
-        after=f"shown_before = titles\nPICTURES = [{china!r}]\n{pictures}\n"
+        after=f"shown_before = titles\nIMAGES = [{china!r}]\n{images}\n"
         "assert titles == shown_before[:1]\ntitles = shown_before",
     )
     assert "weights   ema" in streams
     assert "cotnet_tiny, by names and shapes; 1000 classes" in streams
-    assert "2 pictures of 32 x 32 pixels" in streams
+    assert "2 images of 32 x 32 pixels" in streams
     assert told["titles"] == ["china.jpg", "flower.jpg"]
     *top5, weights, contexts = told["drawn"]
     check_top5(top5, told["titles"], told["names"])
     check_weights(weights, sets=2)
-    check_contexts(contexts, 16, pictures=2)
+    check_contexts(contexts, 16, images=2)
     check_sizes(told["drawn"])
     assert not (tmp_path / "unused").exists()
 
@@ -150,7 +150,7 @@ def test_with_the_demo(tmp_path, monkeypatch):
     assert sum(right) >= 5
     assert np.mean([percent for _, percent in likeliest]) > 50
     check_weights(weights, sets=2)
-    check_contexts(contexts, 16, pictures=3)
+    check_contexts(contexts, 16, images=3)
     check_sizes(told["drawn"])
 
 

@@ -153,16 +153,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
             ["--config.batch_size=0", "--config.data.image_size=0", "--config.epochs=0"],
             ["--config.batch_size=0", "--config.data.image_size=0", "--config.epochs=0"],
         ),
-        (["--config.batch_size=1"], ["two pictures for its batch norm"]),
+        (["--config.batch_size=1"], ["two images for its batch norm"]),
         (["--config.accumulate_steps=3"], ["a positive multiple of 3"]),
-        (["--config.batch_size=4096"], ["is more than the 1438 pictures"]),
+        (["--config.batch_size=4096"], ["is more than the 1438 images"]),
         (["--config.model.name=cotnet5"], ["did you mean 'cotnet50'"]),
         (["--config.data.name=imagenet2012"], ["imagenet2012", "cotnet_jax.data.prepare"]),
         (["--config.data.name=/nowhere"], ["there is no such folder"]),
         (["--config.data.train_split=trian"], ["no split 'trian'"]),
         (["--config.init_from=/nowhere"], ["/nowhere"]),
         (["--mode=test"], ["train|evaluate"]),
-        (["extra"], ["unknown arguments: extra"]),
+        (["extra"], ["unknown argument extra"]),
+        (["--wokdir=x"], ["unknown option --wokdir; did you mean --workdir?"]),
+        (["--config.epohcs=1"], ["--config.epohcs=1", "did you mean epochs?"]),
+        (["--config.init_weights=raw"], ["--config.init_weights is called --config.init_kind now"]),
+        (["--weights=raw"], ["--weights: must be the path", "--kind=raw"]),
+        (["--weights=/a", "--config.init_from=/b"], ["--weights=/a and --config.init_from=/b"]),
+        (["--weights=/nowhere", "--kind=raw"], ["/nowhere"]),
+        (["--kind=raw"], ["--kind=raw needs --weights=PATH"]),
     ],
 )
 def test_bad_input_is_one_clear_error(tmp_path, options, messages):
@@ -186,8 +193,8 @@ def test_fine_tuning_with_frozen_statistics(finished, tmp_path):
     result = run(
         tmp_path,
         *SHORT,
-        f"--config.init_from={given}",
-        "--config.init_weights=raw",
+        f"--weights={given}",
+        "--kind=raw",
         "--config.model.freeze_batch_norm=True",
     )
     assert result.returncode == 0, result.stderr
@@ -210,7 +217,11 @@ def test_only_given_weights_are_evaluated_without_a_workdir(finished):
     figures = json.loads(result.stdout.splitlines()[-1])
     metrics = read_metrics(finished[0] / "metrics.jsonl")
     assert figures["given_top1"] == metrics[STEPS]["ema_top1"]
-    assert f"--weights={given} PICTURE" in result.stderr
+    assert f"--weights={given} IMAGE" in result.stderr
+    by_weights = main("--mode=evaluate", f"--weights={given}", "--kind=raw")
+    assert (
+        json.loads(by_weights.stdout.splitlines()[-1])["given_top1"] == (metrics[STEPS]["raw_top1"])
+    )
     assert "--workdir=DIR is missing" in error_of(main("--mode=evaluate"))
 
 

@@ -18,9 +18,9 @@ from cotnet_jax.data import pipeline
 from cotnet_jax.distributed import sharding
 from cotnet_jax.training import evaluate, loop, setup
 from cotnet_jax.training.metric_writer import read_metrics
-from cotnet_jax.training.optimizer import ema_step_sizes, make_optimizer
+from cotnet_jax.training.optimizer import ema_step_size_schedule, make_optimizer
 from cotnet_jax.training.profiler import Profiler
-from cotnet_jax.training.setup import Experiment
+from cotnet_jax.training.setup import TrainSetup
 from cotnet_jax.training.step import make_train_step
 
 
@@ -64,7 +64,7 @@ def differs(a, b):
 
 
 def test_frozen_statistics_stay_bitwise_in_state_and_averages():
-    warming = ema_step_sizes(ml_collections.ConfigDict({"decay": 0.95, "warmup": True}))
+    warming = ema_step_size_schedule(ml_collections.ConfigDict({"decay": 0.95, "warmup": True}))
     history, _ = steps(Small(freeze_batch_norm=True), 50, ema_step_size=warming)
     first, last = history[0], history[-1]
     assert not any(jax.tree.leaves(differs(first.batch_stats, last.batch_stats)))
@@ -74,7 +74,7 @@ def test_frozen_statistics_stay_bitwise_in_state_and_averages():
 
 
 def test_frozen_parts_are_the_whole_batch():
-    """With frozen statistics accumulation is exact: no picture sees its neighbours."""
+    """With frozen statistics accumulation is exact: no image sees its neighbours."""
     model = Small(freeze_batch_norm=True)
     whole, whole_metrics = steps(model, 2)
     parts, parts_metrics = steps(model, 2, accumulate_steps=4)
@@ -145,8 +145,8 @@ def test_averages_follow_their_schedule():
 def test_when_to_evaluate_and_save(fields, evaluated, saved):
     config = default.get_config()
     config.update_from_flattened_dict({"epochs": 3} | fields)
-    nothing = dict.fromkeys(f.name for f in dataclasses.fields(Experiment))
-    run = Experiment(**nothing | {"config": config, "steps_per_epoch": 4})
+    nothing = dict.fromkeys(f.name for f in dataclasses.fields(TrainSetup))
+    run = TrainSetup(**nothing | {"config": config, "steps_per_epoch": 4})
     assert [step for step in range(1, 13) if run.evaluates_after(step)] == evaluated
     assert [step for step in range(1, 13) if run.saves_after(step)] == saved
 
@@ -155,9 +155,9 @@ def test_when_to_evaluate_and_save(fields, evaluated, saved):
 def test_what_is_kept_is_float32_whatever_is_computed_with(dtype):
     config = digits.get_config()
     config.model.dtype = dtype
-    run = setup.set_up(config, devices=jax.devices()[:1])
+    run = setup.set_up_training(config, devices=jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer, run.rates, run.steps_per_epoch)
-    state = loop.state_shapes(run, optimizer)
+    state = loop.abstract_train_state(run, optimizer)
     batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
     traced = loop.make_step(run, optimizer).trace(state, batch)
     after, metrics = traced.out_info
@@ -201,7 +201,7 @@ def test_any_checkpoint_is_evaluated_on_any_split(config, tmp_path, monkeypatch)
     config.data.train_split = "not there, and not needed"
     config.batch_size = 7
     for kind in ("raw", "ema"):
-        config.init_from, config.init_weights = str(tmp_path / "checkpoints" / "4"), kind
+        config.init_from, config.init_kind = str(tmp_path / "checkpoints" / "4"), kind
         figures = evaluate.evaluate_only(config, None)
         assert figures["given_loss"] == pytest.approx(metrics[4][f"{kind}_loss"], rel=1e-5)
     config.data.eval_split = "train[:20]"
@@ -280,7 +280,7 @@ def test_a_profile_lies_beside_the_curves(config, tmp_path, caplog):
     assert "asks for steps 2 to 3, this start has 5 to 8" in caplog.text
 
 
-def test_a_configuration_is_tried_on_fake_pictures(config, tmp_path):
+def test_a_configuration_is_tried_on_fake_images(config, tmp_path):
     config.data.fake = True
     config.epochs = 1
     figures = loop.train(config, tmp_path)

@@ -1,4 +1,4 @@
-"""The reference implementation's figures, and the weights and pictures they belong to."""
+"""The reference implementation's figures, and the weights and images they belong to."""
 
 import json
 import re
@@ -48,9 +48,9 @@ def _tensor(name, shape, seed):
 
 
 def images(seed: int, shape) -> np.ndarray:
-    """Pictures by the formula of goldens/README.md, NCHW ``shape`` -> NHWC float32."""
-    pictures = np.random.RandomState(seed).standard_normal(tuple(shape)).astype(np.float32)
-    return pictures.transpose(0, 2, 3, 1)
+    """Images by the formula of goldens/README.md, NCHW ``shape`` -> NHWC float32."""
+    images = np.random.RandomState(seed).standard_normal(tuple(shape)).astype(np.float32)
+    return images.transpose(0, 2, 3, 1)
 
 
 def relative_error(value, expected) -> float:

@@ -81,7 +81,7 @@ def _train(model, figures):
     settings = ml_collections.ConfigDict({"momentum": 0.9, "weight_decay": 4e-5, "clip_norm": 0.0})
     optimizer = make_optimizer(settings, figures["lr"], steps_per_epoch=1)
     mesh = sharding.make_mesh(jax.devices()[:1])
-    # The stored pictures are normalised already: mean 0 and std 1 / 255 leave them as they are.
+    # The stored images are normalised already: mean 0 and std 1 / 255 leave them as they are.
     step = make_train_step(
         net,
         optimizer,

@@ -25,7 +25,7 @@ FLAGS = [
     "--config.distributed.timeout_seconds=10",
 ]
 STEPS = 40
-PICTURES = 13
+IMAGES = 13
 
 
 def start(workdir, processes, *flags, devices=2, each=(), **options):

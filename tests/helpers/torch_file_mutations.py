@@ -149,7 +149,7 @@ def main(count: int, seed: int) -> dict:
                 bad.append(f"{case}: {type(error).__name__}: {error}")
             else:
                 # The legacy format has no checksums: values and names can be others.
-                right = _right(arrays, expected[read.weights])
+                right = _right(arrays, expected[read.kind])
                 outcomes["read, right" if right else "read, other values"] += 1
                 if not right and read.format == "zip":
                     bad.append(f"{case}: wrong tensors")

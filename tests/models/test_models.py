@@ -115,7 +115,7 @@ def test_all_attributes_out_of_range_are_listed():
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 32), (2, 0, 32, 3), (2, 32, 32, 0)])
-def test_images_of_no_size_are_refused(tiny, shape):
+def test_images_of_no_size_are_refused(tiny, shape, unchecked_shapes):
     model, variables, _ = tiny
     with pytest.raises(ValueError, match="images must be"):
         model.apply(variables, jnp.zeros(shape))
@@ -264,6 +264,6 @@ def test_exports_for_any_batch_and_platform(tiny):
     apply = jax.jit(model.clone(implementation="xla").apply)
     batch = jax.ShapeDtypeStruct(export.symbolic_shape("n, 32, 32, 3"), images.dtype)
     file = export.export(apply, platforms=("cpu", "cuda", "tpu"))(variables, batch).serialize()
-    for pictures in (images, images[:1]):
-        logits = export.deserialize(file).call(variables, pictures)
-        np.testing.assert_allclose(logits, apply(variables, pictures), rtol=1e-5, atol=1e-6)
+    for some in (images, images[:1]):
+        logits = export.deserialize(file).call(variables, some)
+        np.testing.assert_allclose(logits, apply(variables, some), rtol=1e-5, atol=1e-6)

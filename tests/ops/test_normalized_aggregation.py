@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cotnet_jax.layers import BatchNorm, Conv, CoTLayer, TapGroupNorm
+from cotnet_jax.layers import BatchNorm, Conv, CoTLayer, WeightGroupNorm
 from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
 
 
@@ -18,7 +18,7 @@ def test_cot_layer_is_the_same_with_and_without_fusion(groups, train):
         x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 3, 32)))
         double = functools.partial(functools.partial, dtype=jnp.float64, param_dtype=jnp.float64)
         modules = {"conv": double(Conv), "norm": double(BatchNorm)}
-        modules["weight_norm"] = double(TapGroupNorm)
+        modules["weight_norm"] = double(WeightGroupNorm)
         layers = [
             CoTLayer(groups=groups, key_groups=4 * groups, fused=fused, **modules)
             for fused in (True, False)

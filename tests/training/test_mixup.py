@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from scipy import stats
 
+from cotnet_jax.data.normalize import normalize
 from cotnet_jax.training import mixup
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -101,7 +102,7 @@ def test_cutmix_takes_a_rectangle_from_the_reversed_batch(images):
 
 
 def share_by_formula(height, width, rng):
-    """What a CutMix of uniform share leaves of a picture."""
+    """What a CutMix of uniform share leaves of an image."""
     side = np.sqrt(1 - rng.uniform())
     remaining = []
     for length in (height, width):
@@ -160,11 +161,11 @@ def test_dtypes(images, dtype):
 def test_normalize(images):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     expected = (images / 255 - mean) / std
-    result = mixup.normalize(images, mean, std, jnp.float32)
+    result = normalize(images, mean, std, jnp.float32)
     np.testing.assert_allclose(result, expected, atol=1e-6)
-    assert mixup.normalize(images, mean, std, jnp.bfloat16).dtype == jnp.bfloat16
+    assert normalize(images, mean, std, jnp.bfloat16).dtype == jnp.bfloat16
     with jax.enable_x64(True):
-        result = mixup.normalize(jnp.asarray(images, jnp.float64), mean, std, jnp.float64)
+        result = normalize(jnp.asarray(images, jnp.float64), mean, std, jnp.float64)
         np.testing.assert_allclose(result, expected, atol=1e-14)
 
 

@@ -36,10 +36,10 @@ def test_learning_rates_scale_with_the_batch_on_request():
 
 def test_averages_start_slowly_or_warm_up():
     ema = default.get_config().ema
-    plain = optimizer.ema_step_sizes(ema)
+    plain = optimizer.ema_step_size_schedule(ema)
     assert plain(0) == plain(10**6) == 1 - ema.decay
     ema.warmup = True
-    sizes = [float(optimizer.ema_step_sizes(ema)(step)) for step in (0, 9, 80, 10**6)]
+    sizes = [float(optimizer.ema_step_size_schedule(ema)(step)) for step in (0, 9, 80, 10**6)]
     assert sizes == pytest.approx([0.9, 9 / 19, 0.1, 1e-4])
 
 
@@ -80,5 +80,5 @@ def test_weight_decay_is_for_kernels_alone():
     model = cotnet_jax.create_model("cotnext50_2x48d")
     shape = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), shape)["params"]
-    for path, decayed in jax.tree_util.tree_leaves_with_path(optimizer.decays(params)):
+    for path, decayed in jax.tree_util.tree_leaves_with_path(optimizer.weight_decay_mask(params)):
         assert decayed == (path[-1].key == "kernel")

@@ -11,7 +11,7 @@ PRELUDE = """
     from configs import digits
     from cotnet_jax.training import loop, step
     from cotnet_jax.training.optimizer import make_optimizer
-    from cotnet_jax.training.setup import set_up
+    from cotnet_jax.training.setup import set_up_training
 
     def steps(devices, count=5, **changes):
         '''Parameters' values after so many float64 steps on one batch of noise a step.
@@ -26,13 +26,13 @@ PRELUDE = """
         config.schedule.warmup_start = 0.05
         with config.unlocked():
             config.update_from_flattened_dict(changes)
-        setup = set_up(config, devices=jax.devices()[:devices])
+        setup = set_up_training(config, devices=jax.devices()[:devices])
         # Two stages have every kind of layer, and compile in half the time.
         variant = dataclasses.replace(setup.model.variant, blocks=(1, 1, 0, 0))
         model = setup.model.clone(variant=variant, dtype=jnp.float64, param_dtype=jnp.float64)
         setup = dataclasses.replace(setup, model=model)
         optimizer = make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
-        state = loop.initial_state(setup, optimizer)
+        state = loop.create_train_state(setup, optimizer)
         step = loop.make_step(setup, optimizer)
         random = np.random.default_rng(0)
         for _ in range(count):
@@ -100,9 +100,9 @@ def lowered():
     import re
 
     config = digits.get_config()
-    setup = set_up(config)
+    setup = set_up_training(config)
     optimizer = make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
-    state = loop.state_shapes(setup, optimizer)
+    state = loop.abstract_train_state(setup, optimizer)
     batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
     step = loop.make_step(setup, optimizer).trace(state, batch)
 

@@ -16,7 +16,7 @@ from helpers import golden
 from helpers import torch_file_builder as build
 
 import cotnet_jax
-from cotnet_jax.weights import convert, identify, load, name_map, torch_files
+from cotnet_jax.weights import convert, identify, loading, name_map, torch_files
 from cotnet_jax.weights.folder import NewFolder, WeightsError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -69,15 +69,15 @@ def convert_quietly(*arguments, **options):
 
 @pytest.mark.parametrize("kind", [None, "ema", "raw"])
 def test_round_trip(tmp_path, checkpoint, state_dicts, no_forward_pass, kind):
-    report = convert_quietly(checkpoint, tmp_path / "jax", weights=kind)
+    report = convert_quietly(checkpoint, tmp_path / "jax", kind=kind)
     taken = kind or "ema"
     assert f"weights   {taken}, " in report
-    assert f"--weights={'raw' if taken == 'ema' else 'ema'}" in report
+    assert f"--kind={'raw' if taken == 'ema' else 'ema'}" in report
     assert "cotnet_tiny, by names and shapes; 10 classes" in report
     assert "not run   yacs.config.CfgNode" in report
     counters = sum(name.endswith("tracked") for name in state_dicts["ema"])
     assert f"left out  {counters} num_batches_tracked" in report
-    model, variables = load.load(tmp_path / "jax")
+    model, variables = loading.load(tmp_path / "jax")
     expected = cotnet_jax.from_torch_state_dict("cotnet_tiny", state_dicts[taken])
     assert trees_equal(variables, expected)
     assert (model.num_classes, model.variant.blocks) == (CLASSES, (1, 1, 1, 1))
@@ -94,7 +94,7 @@ def test_round_trip(tmp_path, checkpoint, state_dicts, no_forward_pass, kind):
         np.testing.assert_array_equal(arrays[name], array)
 
     assert f"weights   {taken}, " in convert_quietly(back, tmp_path / "again")
-    assert trees_equal(load.load(tmp_path / "again")[1], expected)
+    assert trees_equal(loading.load(tmp_path / "again")[1], expected)
 
 
 def test_description(tmp_path, checkpoint, no_forward_pass):
@@ -151,18 +151,18 @@ def headless_152(tmp_path, arch):
 @pytest.mark.parametrize(
     ("arch", "model", "found", "note"),
     [
-        (None, None, "se_cotnetd_152", "ask for it by --model=se_cotnetd_152_L"),
-        ("se_cotnetd_152_L", None, "se_cotnetd_152_L", "as the file says"),
+        (None, None, "se_cotnetd_152", "they fit another model too: --model=se_cotnetd_152_L"),
+        ("se_cotnetd_152_L", None, "se_cotnetd_152_L", "named in the file"),
         ("resnet50", None, "se_cotnetd_152", "by names and shapes"),
-        (None, "se_cotnetd_152_L", "se_cotnetd_152_L", "as asked for"),
+        (None, "se_cotnetd_152_L", "se_cotnetd_152_L", "as requested"),
     ],
 )
 def test_models_that_share_their_names(tmp_path, monkeypatch, arch, model, found, note):
     # Mapping the 152 layers is tested elsewhere and takes seconds.
     head = {"kernel": np.zeros((2048, 1000), np.float32)}
     variables = {"params": {"head": head}, "batch_stats": {}}
-    monkeypatch.setattr(load, "from_torch_state_dict", lambda name, tensors: variables)
-    read = load.read_weights(headless_152(tmp_path, arch), model=model)
+    monkeypatch.setattr(loading, "from_torch_state_dict", lambda name, tensors: variables)
+    read = loading.read_weights(headless_152(tmp_path, arch), model=model)
     assert read.model == found
     assert note in "\n".join(read.notes)
     assert read.settings["image_size"] == {"se_cotnetd_152": 256, "se_cotnetd_152_L": 320}[found]
@@ -220,7 +220,7 @@ def test_weights_that_are_not_finite(tmp_path, state_dicts):
     state_dict["fc.bias"] = np.full(CLASSES, np.inf, np.float32)
     path = tmp_path / "nan.pth"
     path.write_bytes(build.training_checkpoint(state_dict, None))
-    with pytest.raises(WeightsError, match="10 logits of 10 that are not finite"):
+    with pytest.raises(WeightsError, match="10 of 10 logits are not finite"):
         convert_quietly(path, tmp_path / "out")
     assert os.listdir(tmp_path) == ["nan.pth"]
 
@@ -252,12 +252,12 @@ def test_existing_output_is_kept(tmp_path, checkpoint, no_forward_pass):
     (tmp_path / "out").mkdir()
     convert_quietly(checkpoint, tmp_path / "out")
     before = (tmp_path / "out" / "cotnet.json").read_bytes()
-    with pytest.raises(WeightsError, match="exists already"):
+    with pytest.raises(WeightsError, match="exists: delete it"):
         convert_quietly(checkpoint, tmp_path / "out")
     assert (tmp_path / "out" / "cotnet.json").read_bytes() == before
     target = tmp_path / "w.safetensors"
     target.write_bytes(b"kept")
-    with pytest.raises(WeightsError, match="exists already"):
+    with pytest.raises(WeightsError, match="exists: delete it"):
         convert.convert_to_torch(tmp_path / "out", target)
     assert target.read_bytes() == b"kept"
     with pytest.raises(WeightsError, match=r"must end in .safetensors"):
@@ -272,13 +272,13 @@ def test_damaged_folder_is_noticed(tmp_path, checkpoint, no_forward_pass):
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     with pytest.raises(WeightsError, match=f"damaged, 1 of .*{largest.name}"):
-        load.load(folder)
+        loading.load(folder)
     largest.unlink()
     with pytest.raises(WeightsError, match="damaged, 1 of"):
-        load.load(folder)
+        loading.load(folder)
     (folder / "cotnet.json").write_text("{")
     with pytest.raises(WeightsError, match=r"cotnet.json: cannot be read"):
-        load.load(folder)
+        loading.load(folder)
 
 
 def run_command(*arguments):
@@ -291,26 +291,38 @@ def run_command(*arguments):
 
 
 def test_command_errors_are_one_line(checkpoint):
-    result = run_command(f"--input={checkpoint}", f"--output={checkpoint}")
+    result = run_command(f"--weights={checkpoint}", f"--output={checkpoint}")
     assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (f"error: {checkpoint} exists: delete it or give another --output\n")
+
+
+def test_former_options_are_named():
+    result = run_command("--input=tiny.pth", "--to-torch", "--output=x")
+    assert result.returncode == 1
     assert result.stderr == (
-        f"error: {checkpoint} exists already: delete it or give another --output\n"
+        "error: --input is called --weights=PATH now; --to-torch is called --to_torch now\n"
+    )
+    result = run_command("--weights=ema", "--output=x")
+    assert result.stderr == (
+        "error: --weights: must be the path of the weights; which of them is --kind=ema\n"
     )
 
 
 def test_command_says_all_that_is_missing(tmp_path):
     result = run_command("tiny.pth")
     assert result.returncode == 1
-    assert "no flag in front of tiny.pth; no --input=PATH; no --output=PATH" in (
-        result.stdout + result.stderr
+    message, *examples = result.stderr.splitlines()
+    assert message == (
+        "error: unknown argument tiny.pth; --weights=PATH is missing; --output=PATH is missing"
     )
+    assert [line.split()[1] for line in examples[1:]] == ["convert_torch_weights.py"] * 3
 
 
 def test_what_is_converted_already_or_missing(tmp_path, checkpoint, no_forward_pass):
     convert_quietly(checkpoint, tmp_path / "jax")
     with pytest.raises(FileNotFoundError, match=r"no file .*none.pth; give a .pth.tar"):
         convert_quietly(tmp_path / "none.pth", tmp_path / "out")
-    with pytest.raises(WeightsError, match=r"holds weights for JAX already.*--to-torch"):
+    with pytest.raises(WeightsError, match=r"already holds weights for JAX.*--to_torch"):
         convert_quietly(tmp_path / "jax", tmp_path / "out")
 
 
@@ -327,7 +339,7 @@ def golden_checkpoint(tmp_path, model, seed):
 def relative_error_of_logits(folder, figures, dtype):
     with jax.enable_x64(dtype == "float64"):
         dtype = jnp.dtype(dtype)
-        model, variables = load.load(folder, dtype=dtype, param_dtype=dtype)
+        model, variables = loading.load(folder, dtype=dtype, param_dtype=dtype)
         images = golden.images(int(figures["seed"]) + 1, figures["input_shape"]).astype(dtype)
         logits = jax.jit(model.apply)(variables, images)
         return golden.relative_error(logits, figures["logits"])
@@ -354,7 +366,7 @@ def test_cotnet50_by_the_command(tmp_path):
         figures = dict(file)
     path = golden_checkpoint(tmp_path, "cotnet50", int(figures["seed"]))
     result = subprocess.run(
-        [sys.executable, "-c", MEASURED, f"--input={path}", f"--output={tmp_path / 'out'}"],
+        [sys.executable, "-c", MEASURED, f"--weights={path}", f"--output={tmp_path / 'out'}"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -362,7 +374,7 @@ def test_cotnet50_by_the_command(tmp_path):
     )
     assert (result.returncode, result.stderr) == (0, "")
     *report, measured = result.stdout.splitlines()
-    assert "449 parameters (22,222,416 numbers) and 234 statistics" in "".join(report)
+    assert "449 arrays of parameters (22,222,416 in all) and 234 of batch" in "".join(report)
     megabytes, seconds = map(float, measured.split()[1:])
     assert megabytes < 600
     print(f"{megabytes:.0f} MB, {seconds:.1f} s")
@@ -377,7 +389,7 @@ def test_logits_of_every_golden(tmp_path, file):
     model = golden.model_of(file)
     path = golden_checkpoint(tmp_path, model, int(figures["seed"]))
     convert_quietly(path, tmp_path / "out")
-    assert load.read_weights(tmp_path / "out").model == model
+    assert loading.read_weights(tmp_path / "out").model == model
     assert relative_error_of_logits(tmp_path / "out", figures, "float32") <= 5e-6
     assert relative_error_of_logits(tmp_path / "out", figures, "float64") <= 1e-9
 
@@ -409,4 +421,4 @@ def test_file_written_by_torch(tmp_path, state_dicts, no_forward_pass):
         )
         convert_quietly(path, tmp_path / str(legacy))
         expected = cotnet_jax.from_torch_state_dict("cotnet_tiny", state_dicts["ema"])
-        assert trees_equal(load.load(tmp_path / str(legacy))[1], expected)
+        assert trees_equal(loading.load(tmp_path / str(legacy))[1], expected)

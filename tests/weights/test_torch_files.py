@@ -60,7 +60,7 @@ def test_every_tensor_of_torch_save(name, weights):
         return
     checkpoint = torch_files.read_torch_checkpoint(FOLDER / name, weights)
     taken = weights or ("raw" if name == BARE else "ema")
-    assert checkpoint.weights == taken
+    assert checkpoint.kind == taken
     assert checkpoint.format == ("legacy" if name == LEGACY else "zip")
     assert_same(checkpoint.arrays(), expected(taken))
 
@@ -93,7 +93,7 @@ def test_no_torch_needed(tmp_path):
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] in ('torch', 'yacs'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
-        "from cotnet_jax import torch_files\n"
+        "from cotnet_jax.weights import torch_files\n"
         f"c = torch_files.read_torch_checkpoint({str(FOLDER / ZIP)!r})\n"
         "print(len(c.arrays()), 'torch' in sys.modules)\n"
     )
@@ -154,7 +154,7 @@ def test_arch(tmp_path, arch):
 
 def test_empty_ema_is_none(tmp_path):
     path = write(tmp_path, checkpoint_file({"state_dict_ema": b"N"}))
-    assert torch_files.read_torch_checkpoint(path).weights == "raw"
+    assert torch_files.read_torch_checkpoint(path).kind == "raw"
 
 
 def test_no_state_dict_lists_contents(tmp_path):
@@ -590,7 +590,7 @@ def test_unpacked_folder_and_missing_file(tmp_path):
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "data.pkl").write_bytes(b"")
     for unpacked in (tmp_path, tmp_path / "archive", tmp_path / "archive" / "data.pkl"):
-        with pytest.raises(torch_files.TorchFileError, match="not to be unpacked"):
+        with pytest.raises(torch_files.TorchFileError, match="without unpacking it"):
             torch_files.read_torch_checkpoint(unpacked)
     (tmp_path / "empty").mkdir()
     with pytest.raises(torch_files.TorchFileError, match="a folder, not a file of PyTorch"):
@@ -643,7 +643,7 @@ def test_safetensors_round_trip(tmp_path):
     torch_files.write_safetensors(path, arrays, {"model": "cotnet50"})
     assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
     checkpoint = torch_files.read_torch_checkpoint(path)
-    assert (checkpoint.format, checkpoint.weights) == ("safetensors", "raw")
+    assert (checkpoint.format, checkpoint.kind) == ("safetensors", "raw")
     assert checkpoint.arch == "cotnet50"
     read = checkpoint.arrays()
     assert read.keys() == arrays.keys()

@@ -1,4 +1,4 @@
-"""Files of PyTorch weights, read without PyTorch and without running anything in them."""
+"""Read files of PyTorch weights without PyTorch, and without running anything in them."""
 
 from cotnet_jax.weights.torch_files.checkpoint import Kind, TorchCheckpoint, read_torch_checkpoint
 from cotnet_jax.weights.torch_files.errors import TorchFileError

@@ -1,4 +1,4 @@
-"""Finds the weights in what a PyTorch file holds."""
+"""Find the weights in the contents of a PyTorch file."""
 
 import dataclasses
 import os
@@ -8,7 +8,7 @@ import numpy as np
 
 from cotnet_jax.weights.torch_files.errors import TorchFileError
 from cotnet_jax.weights.torch_files.inert import InertObject, printable
-from cotnet_jax.weights.torch_files.pickle_machine import kind
+from cotnet_jax.weights.torch_files.pickle_machine import describe
 from cotnet_jax.weights.torch_files.reader import read_torch_file
 from cotnet_jax.weights.torch_files.safetensors_format import SafeTensor
 from cotnet_jax.weights.torch_files.tensors import TorchTensor
@@ -19,7 +19,7 @@ PREFIX = "module."
 _LISTED = 20
 
 
-# Of weights: moving averages, or those that were trained.
+# Kinds of weights: their EMA (exponential moving average), or the trained ones themselves.
 Kind = Literal["ema", "raw"]
 
 
@@ -28,21 +28,21 @@ class TorchCheckpoint:
     """One state dict of a file.
 
     Attributes:
-      path, format, inert: as of TorchFile.
-      state_dict: tensors by name, without ``module.``; values are read by ``.numpy()``.
-      weights: "ema" or "raw", which of the file's state dicts this is.
-      available: all that the file has.
-      arch: the model's name, if the file gives it.
-      epoch, metric: of a training checkpoint, if it gives them.
-      left_out: what of the file is not in ``state_dict``, a line each.
-      metadata: a safetensors file's own.
+      path, format, inert: as in TorchFile.
+      state_dict: tensors by name, without ``module.``; ``.numpy()`` reads their values.
+      kind: "ema" or "raw".
+      available: the kinds in the file.
+      arch: name of the model, if the file has it.
+      epoch, metric: those of a training checkpoint, if the file has them.
+      left_out: contents of the file that are not in ``state_dict``, one line each.
+      metadata: metadata of a safetensors file.
     """
 
     path: str
     format: str
     inert: tuple[str, ...]
     state_dict: dict[str, TorchTensor | SafeTensor]
-    weights: Kind
+    kind: Kind
     available: tuple[str, ...]
     arch: str | None
     epoch: int | None
@@ -51,10 +51,10 @@ class TorchCheckpoint:
     metadata: dict[str, str]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The values of all tensors, read-only, mapped from the file where possible.
+        """Read the values of all tensors, read-only, mapped from the file if possible.
 
         Raises:
-          TorchFileError: some do not fit their checksum.
+          TorchFileError: some do not match their checksum.
         """
         try:
             return {name: tensor.numpy() for name, tensor in self.state_dict.items()}
@@ -62,40 +62,40 @@ class TorchCheckpoint:
             raise TorchFileError(f"{self.path}: {error}") from None
 
 
-def read_torch_checkpoint(path: str | os.PathLike, weights: Kind | None = None) -> TorchCheckpoint:
-    """Reads a whole training checkpoint or a bare state dict; see ``read_torch_file``.
+def read_torch_checkpoint(path: str | os.PathLike, kind: Kind | None = None) -> TorchCheckpoint:
+    """Read a whole training checkpoint or a bare state dict, as ``read_torch_file`` does.
 
     Args:
-      path: of a .pth.tar, .pth or .safetensors file.
-      weights: which state dict; None takes the EMA weights where the file has them, as the
-        published accuracies did.
+      path: a .pth.tar, .pth or .safetensors file.
+      kind: which state dict; None chooses the EMA if the file has one, as the published
+        accuracies are those of the EMA.
 
     Raises:
-      FileNotFoundError: no such file.
-      TorchFileError: as ``read_torch_file``; no state dict, or not the one asked for.
+      FileNotFoundError: ``path`` does not exist.
+      TorchFileError: as in ``read_torch_file``; or the file has no state dict of this kind.
     """
-    if weights not in (None, "ema", "raw"):
-        raise ValueError(f"weights must be 'ema', 'raw' or None, not {weights!r}")
+    if kind not in (None, "ema", "raw"):
+        raise ValueError(f"kind must be 'ema', 'raw' or None, not {kind!r}")
     file = read_torch_file(path)
     found = _state_dicts(file.value, file.metadata)
     if not found:
         raise TorchFileError(f"{file.path}: no state dict in it; it holds {_contents(file.value)}")
-    chosen = weights or ("ema" if "ema" in found else "raw")
-    if chosen not in found:
+    kind = kind or ("ema" if "ema" in found else "raw")
+    if kind not in found:
         raise TorchFileError(
-            f"{file.path}: has no {chosen} weights, only {found.popitem()[0]}; leave the choice "
-            "out to take those"
+            f"{file.path}: has no {kind} weights, only {found.popitem()[0]}; omit the kind to use "
+            "those"
         )
-    key, entries = found[chosen]
+    key, entries = found[kind]
     state_dict, others = _strip(entries, file.path)
     top = file.value if key is not None else {}
-    left_out = [f"{printable(str(name))}: {kind(top[name])}" for name in top if name != key]
+    left_out = [f"{printable(str(name))}: {describe(top[name])}" for name in top if name != key]
     return TorchCheckpoint(
         path=file.path,
         format=file.format,
         inert=file.inert,
         state_dict=state_dict,
-        weights=chosen,
+        kind=kind,
         available=tuple(found),
         arch=_arch(top) or _text(file.metadata.get("model")),
         epoch=top["epoch"] if type(top.get("epoch")) is int else None,
@@ -116,29 +116,29 @@ def _is_state_dict(value):
 
 
 def _state_dicts(value, metadata):
-    """{"raw" or "ema": (key in the file or None, entries)}."""
+    """Return {"raw" or "ema": (key in the file or None, entries)}."""
     if type(value) is not dict:
         return {}
     found = {}
-    for weights, keys in (("raw", RAW_KEYS), ("ema", EMA_KEYS)):
+    for kind, keys in (("raw", RAW_KEYS), ("ema", EMA_KEYS)):
         for key in keys:
-            if weights not in found and _is_state_dict(value.get(key)):
-                found[weights] = (key, value[key])
+            if kind not in found and _is_state_dict(value.get(key)):
+                found[kind] = (key, value[key])
     if not found and _is_state_dict(value):
-        # A file that was converted from JAX says which they are.
+        # A file that was converted from JAX names their kind.
         found["ema" if metadata.get("weights") == "ema" else "raw"] = (None, value)
     return found
 
 
 def _strip(entries, path):
-    """(tensors without the prefix, descriptions of what is no tensor)."""
+    """Return (tensors without the prefix, descriptions of what is not a tensor)."""
     tensors, others, twice = {}, [], []
     for name, entry in entries.items():
         if type(name) is not str or not _is_tensor(entry):
-            others.append(f"{printable(str(name))}: {kind(entry)}")
+            others.append(f"{printable(str(name))}: {describe(entry)}")
             continue
         if printable(name) != name:
-            # Names are printed in reports, and a file may say anything.
+            # Reports print the names, which can contain anything.
             raise TorchFileError(f"{path}: a tensor called '{printable(name)}'")
         short = name.removeprefix(PREFIX)
         if short in tensors:
@@ -152,7 +152,7 @@ def _strip(entries, path):
 
 
 def _arch(top):
-    """The name in ``arch``, which is a str or a configuration object with ``name``."""
+    """Return the name in ``arch``, a str or a configuration object with ``name``."""
     arch = top.get("arch")
     if isinstance(arch, (dict, InertObject)):
         arch = arch.get("name")
@@ -165,11 +165,11 @@ def _text(value):
 
 def _contents(value):
     if type(value) is not dict:
-        what = kind(value)
+        what = describe(value)
         if isinstance(value, InertObject):
             what += " (a whole model? save model.state_dict() instead)"
         return what
-    return _shorten([f"{printable(str(name))} ({kind(entry)})" for name, entry in value.items()])
+    return _shorten([f"{printable(str(n))} ({describe(entry)})" for n, entry in value.items()])
 
 
 def _shorten(names):

@@ -2,4 +2,4 @@
 
 
 class TorchFileError(ValueError):
-    """A file is damaged, is of another kind, or lacks what was asked for; says which."""
+    """A file is damaged, has another format, or lacks what was requested; see its message."""

@@ -1,10 +1,10 @@
-"""Stand-ins for the classes and functions that a pickle names: data, never run."""
+"""Inert objects: stand-ins for the classes and functions that a pickle names, never run."""
 
 _LONGEST_NAME = 120
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters and shortened, fit for a terminal."""
+    """Return ``text`` without control characters and shortened, fit for a terminal."""
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
 
@@ -22,15 +22,15 @@ class InertGlobal:
 
 
 class InertObject:
-    """What a pickle wanted to make by calling something; holds the call, which was not made.
+    """A call in a pickle that was not made, in place of its result.
 
     Attributes:
-      source: what was to be called, an InertGlobal or another InertObject.
+      source: the callable, an InertGlobal or another InertObject.
       args: the positional arguments, usually a tuple.
       kwargs: the keyword arguments, if any.
-      states: what was to be set on the object, in order.
-      items: entries that were to be set, as of a dictionary.
-      elements: elements that were to be appended, as of a list or set.
+      states: arguments of ``__setstate__``, in order.
+      items: entries that would be set, as on a dictionary.
+      elements: elements that would be appended, as to a list or set.
     """
 
     __slots__ = ("args", "elements", "items", "kwargs", "source", "states")
@@ -52,7 +52,7 @@ class InertObject:
         return source.name
 
     def get(self, key: str, default=None):
-        """The entry or attribute ``key``, if the pickle gave one."""
+        """Return the entry or attribute ``key``, if the pickle has one."""
         for mapping in (self.items, *reversed(self.states)):
             if isinstance(mapping, dict) and key in mapping:
                 return mapping[key]

@@ -12,7 +12,7 @@ import numpy as np
 from cotnet_jax.weights.torch_files import pickle_machine
 from cotnet_jax.weights.torch_files.errors import TorchFileError
 from cotnet_jax.weights.torch_files.inert import printable
-from cotnet_jax.weights.torch_files.pickle_machine import PickleMachine, kind
+from cotnet_jax.weights.torch_files.pickle_machine import PickleMachine, describe
 from cotnet_jax.weights.torch_files.storage_ids import StorageIds
 from cotnet_jax.weights.torch_files.torch_globals import GLOBALS
 
@@ -21,14 +21,14 @@ PROTOCOL = 1001
 
 
 def read_legacy(mapped: mmap.mmap):
-    """(value, names of inert globals) of a file in the legacy format.
+    """Return (value, names of inert globals) of a file in the legacy format.
 
     Raises:
-      TorchFileError: damaged, not written by torch.save, or claiming what it does not have.
+      TorchFileError: the file is damaged, not written by torch.save, or claims more than it has.
     """
 
     def prepare(storage):
-        # Where it lies is known once all storages are; its size can be wrong already.
+        # Its position is known once all storages are; its size can be checked now.
         if storage.nbytes > len(mapped):
             raise TorchFileError(
                 f"storage {printable(storage.key)} claims {storage.nbytes:,} bytes, the file has "
@@ -42,7 +42,7 @@ def read_legacy(mapped: mmap.mmap):
         raise TorchFileError("a pickle, but not one of torch.save: its magic number is missing")
     protocol = machine.load(stream)
     if protocol != PROTOCOL:
-        raise TorchFileError(f"protocol {kind(protocol)}, not {PROTOCOL}")
+        raise TorchFileError(f"protocol {describe(protocol)}, not {PROTOCOL}")
     machine.load(stream)
     value = machine.load(stream)
     keys = machine.load(stream)

@@ -1,7 +1,7 @@
-"""Reads a pickle as data: no import, no call but to a given table, bounded work and memory.
+"""Read a pickle as data: no imports, calls to a given table only, bounded work and memory.
 
-The opcodes are decoded by the standard library's ``pickletools``, which executes nothing; their
-meaning is that of CPython's ``Lib/pickletools.py``.
+The standard library's ``pickletools`` decodes the opcodes and executes nothing; their meaning is
+that of CPython's ``Lib/pickletools.py``.
 """
 
 import io
@@ -20,10 +20,10 @@ _IDENTITY_HASHED = (InertGlobal, InertObject)
 
 
 class Known:
-    """A function of the table: ``build(args, spend)`` makes the value.
+    """A function of the table: ``build(args, spend)`` returns the value.
 
-    ``spend(steps)`` must be told about work that grows with the size of the arguments. Bad
-    arguments raise TorchFileError; ``NotImplemented`` as the value makes the call inert.
+    ``build`` calls ``spend(steps)`` for work that grows with the size of the arguments. It raises
+    TorchFileError for bad arguments, and returns ``NotImplemented`` to make the call inert.
     """
 
     __slots__ = ("build", "name")
@@ -43,8 +43,8 @@ class Constant:
         self.value = value
 
 
-def kind(value) -> str:
-    """A few words on a value, without looking into it."""
+def describe(value) -> str:
+    """Describe a value in a few words, without looking into it."""
     if isinstance(value, (InertObject, InertGlobal)):
         return repr(value)
     if isinstance(value, (Known, Constant)):
@@ -59,11 +59,11 @@ def kind(value) -> str:
 
 
 class PickleMachine:
-    """Runs one pickle after the other out of a stream.
+    """Runs the pickles of a stream, one after the other.
 
     Args:
       table: known globals by "module.name"; every other one becomes an InertGlobal.
-      persistent_load: makes the value of a persistent id.
+      persistent_load: returns the value of a persistent id.
 
     Attributes:
       inert: names of all unknown globals so far, each once, in order of appearance.
@@ -80,10 +80,10 @@ class PickleMachine:
         self._steps = 0
 
     def load(self, stream: io.BytesIO):
-        """The value of the pickle at the stream's position, which then is behind it.
+        """Return the value of the pickle at the stream's position, and move behind it.
 
         Raises:
-          TorchFileError: damaged, or beyond the limits of this module.
+          TorchFileError: the pickle is damaged, or exceeds the limits of this module.
         """
         self._stack = []
         self._marks = []
@@ -103,7 +103,7 @@ class PickleMachine:
         except TorchFileError as error:
             raise TorchFileError(f"pickle, at byte {position}: {error}") from None
         except Exception as error:
-            # Whatever else a damaged pickle provokes, in pickletools above all.
+            # A damaged pickle can raise anything, mostly in pickletools.
             what = printable(str(error)) or type(error).__name__
             raise TorchFileError(f"pickle damaged at or after byte {position}: {what}") from None
         finally:
@@ -112,13 +112,13 @@ class PickleMachine:
     def _spend(self, steps):
         self._steps += steps
         if self._steps > MAX_STEPS:
-            raise TorchFileError(f"more than {MAX_STEPS:,} steps, no file of weights needs as many")
+            raise TorchFileError(f"more than {MAX_STEPS:,} steps, no file of weights needs so many")
 
     def _push(self, value):
         self._stack.append(value)
 
     def _pop(self):
-        # What lies below a mark belongs to the one who set it.
+        # Values below a mark are not those of the opcodes after it.
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             raise TorchFileError("takes a value that is not there")
         return self._stack.pop()
@@ -137,7 +137,7 @@ class PickleMachine:
         return values
 
     def _key(self, key, size):
-        """Lets a key into a container of ``size`` entries if its hash is cheap."""
+        """Return a key for a container of ``size`` entries, if its hash is cheap."""
         if type(key) is str:
             return key
         # Other hashes can be made to collide: a container of n then takes n * n / 2 comparisons.
@@ -149,7 +149,7 @@ class PickleMachine:
                 return key
         elif type(key) in _SCALARS or isinstance(key, _IDENTITY_HASHED):
             return key
-        raise TorchFileError(f"a {kind(key)} is no key")
+        raise TorchFileError(f"a {describe(key)} is no key")
 
     def _int(self, value):
         if type(value) is int and value.bit_length() > MAX_INT_BITS:
@@ -173,13 +173,13 @@ class PickleMachine:
             inert = InertGlobal(function.name)
             function = self.inert.setdefault(inert.name, inert)
         if not isinstance(function, (InertGlobal, InertObject)):
-            raise TorchFileError(f"calls a {kind(function)}")
+            raise TorchFileError(f"calls a {describe(function)}")
         self._push(InertObject(function, args, kwargs))
 
     def _stack_global(self, _):
         name, module = self._pop(), self._pop()
         if type(name) is not str or type(module) is not str:
-            raise TorchFileError(f"a global named by a {kind(module)} and a {kind(name)}")
+            raise TorchFileError(f"a global named by a {describe(module)} and a {describe(name)}")
         self._global(f"{module}.{name}")
 
     def _reduce(self, _):
@@ -206,7 +206,7 @@ class PickleMachine:
         if isinstance(target, InertObject):
             target.states.append(state)
         elif type(target) is not dict:
-            raise TorchFileError(f"sets the state of a {kind(target)}")
+            raise TorchFileError(f"sets the state of a {describe(target)}")
         # A state dict's own attribute, _metadata, is of no use here.
 
     def _append_all(self, values):
@@ -214,7 +214,7 @@ class PickleMachine:
         if isinstance(target, InertObject):
             target = target.elements
         if type(target) is not list:
-            raise TorchFileError(f"appends to a {kind(target)}")
+            raise TorchFileError(f"appends to a {describe(target)}")
         target.extend(values)
 
     def _set_items(self, values):
@@ -222,7 +222,7 @@ class PickleMachine:
         if isinstance(target, InertObject):
             target = target.items
         if type(target) is not dict:
-            raise TorchFileError(f"sets entries of a {kind(target)}")
+            raise TorchFileError(f"sets entries of a {describe(target)}")
         self._fill(target, values)
 
     def _fill(self, target, values):
@@ -240,7 +240,7 @@ class PickleMachine:
             for value in values:
                 target.add(self._key(value, len(target)))
         else:
-            raise TorchFileError(f"adds to a {kind(target)}")
+            raise TorchFileError(f"adds to a {describe(target)}")
 
     def _set_item(self, _):
         value, key = self._pop(), self._pop()

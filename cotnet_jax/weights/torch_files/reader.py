@@ -1,4 +1,4 @@
-"""Opens a file of PyTorch weights, whatever its format, without PyTorch."""
+"""Open a PyTorch file of any format, without PyTorch."""
 
 import dataclasses
 import mmap
@@ -12,7 +12,7 @@ from cotnet_jax.weights.torch_files.zip_format import read_zip
 
 # First bytes -> what the file is instead, and what to do.
 _OTHERS = (
-    (b"<", "a web page: the download did not give the file itself, get it again"),
+    (b"<", "a web page: the download failed, get the file again"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file: run `git lfs pull`"),
     (b"\x1f\x8b", "compressed by gzip: unpack it first"),
     (b"BZh", "compressed by bzip2: unpack it first"),
@@ -24,16 +24,15 @@ _OTHERS = (
 
 @dataclasses.dataclass(frozen=True)
 class TorchFile:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
-      path: of the file.
+      path: the file.
       format: "zip", "legacy" or "safetensors".
       value: the object: dictionaries, lists, tuples, scalars, tensors (TorchTensor or SafeTensor,
-        whose values are read by ``.numpy()``), InertObject and InertGlobal.
-      inert: names of the classes and functions that the file wanted and that were neither
-        imported nor called.
-      metadata: a safetensors file's own.
+        whose values ``.numpy()`` reads), InertObject and InertGlobal.
+      inert: names of the classes and functions in the file that were neither imported nor called.
+      metadata: metadata of a safetensors file.
     """
 
     path: str
@@ -44,14 +43,14 @@ class TorchFile:
 
 
 def read_torch_file(path: str | os.PathLike) -> TorchFile:
-    """Reads a file of ``torch.save`` (zip or legacy format) or of safetensors; runs nothing of it.
+    """Read a file of ``torch.save`` (zip or legacy format) or safetensors; nothing in it is run.
 
-    Tensors are mapped from the file, so it must neither change nor shrink while they are in use.
-    Memory: of the order of the pickle (16 MiB at most), not of the tensors.
+    Tensors are mapped from the file, which must neither change nor shrink while they are in use.
+    Memory grows with the pickle (at most 16 MiB), not with the tensors.
 
     Raises:
-      FileNotFoundError: no such file.
-      TorchFileError: damaged, of another kind, or claiming what it does not have.
+      FileNotFoundError: ``path`` does not exist.
+      TorchFileError: the file is damaged, has another format, or claims more than it has.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -60,7 +59,7 @@ def read_torch_file(path: str | os.PathLike) -> TorchFile:
         if is_unpacked(path):
             raise TorchFileError(
                 "unpacked from a PyTorch file: give the .pth.tar or .pth file as it was "
-                "downloaded, it is not to be unpacked"
+                "downloaded, without unpacking it"
             )
         if path.is_dir():
             raise TorchFileError("a folder, not a file of PyTorch")
@@ -68,7 +67,7 @@ def read_torch_file(path: str | os.PathLike) -> TorchFile:
             start = file.read(512)
             if not start:
                 raise TorchFileError("an empty file")
-            # First the size of the header, whose bytes may look like anything, then the header.
+            # A safetensors file begins with the size of its JSON header, which can be any bytes.
             if start[8:9] == b"{":
                 tensors, metadata = read_safetensors(path)
                 return TorchFile(str(path), "safetensors", tensors, metadata=metadata)
@@ -82,7 +81,7 @@ def read_torch_file(path: str | os.PathLike) -> TorchFile:
 
 
 def is_unpacked(path: str | os.PathLike) -> bool:
-    """Whether ``path`` is what comes of unpacking a file of PyTorch, or a file in it."""
+    """Return whether ``path`` is the result of unpacking a PyTorch file, or a file in it."""
     path = pathlib.Path(path)
     return path.name == "data.pkl" or any(path.glob("data.pkl")) or any(path.glob("*/data.pkl"))
 

@@ -32,7 +32,7 @@ _NAMES = {
 
 
 class SafeTensor:
-    """A tensor of a safetensors file, read when asked for. Attributes as of TorchTensor."""
+    """A tensor of a safetensors file, read when used; attributes as of TorchTensor."""
 
     __slots__ = ("_file", "_name", "dtype", "shape")
 
@@ -51,7 +51,7 @@ class SafeTensor:
         return int(np.prod(self.shape, dtype=np.int64))
 
     def numpy(self) -> np.ndarray:
-        """The values, [*shape]."""
+        """Read the values, [*shape]."""
         return np.asarray(self._file.get_tensor(self._name)).reshape(self.shape)
 
     def __array__(self, dtype=None, copy=None):
@@ -62,10 +62,10 @@ class SafeTensor:
 
 
 def read_safetensors(path) -> tuple[dict[str, SafeTensor], dict[str, str]]:
-    """(tensors by name, the header's metadata).
+    """Return (tensors by name, the header's metadata).
 
     Raises:
-      TorchFileError: damaged.
+      TorchFileError: the file is damaged.
     """
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
@@ -82,9 +82,9 @@ def read_safetensors(path) -> tuple[dict[str, SafeTensor], dict[str, str]]:
 def write_safetensors(
     path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes arrays of any layout, whole or not at all; an existing file is replaced.
+    """Write arrays of any layout, or nothing on an error; an existing file is replaced.
 
-    ``torch`` reads the result by ``safetensors.torch.load_file``.
+    In PyTorch, read it by ``safetensors.torch.load_file``.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -1,4 +1,4 @@
-"""Tensors as a torch file describes them: a view of a storage, read when it is asked for."""
+"""Tensors of a torch file: views of storages, read when they are used."""
 
 import math
 from collections.abc import Callable
@@ -49,15 +49,15 @@ MAX_EXPANDED = 2**20
 
 
 class Storage:
-    """Bytes of a file, read at the first use.
+    """Bytes of a file, read when first used.
 
     Attributes:
-      key: the file's name for it.
-      nbytes: its size.
-      itemsize: bytes of an element, as the file first said.
-      swapped: elements are big-endian.
-      read: gives the bytes, uint8 [nbytes], read-only, mapped from the file where they lie there
-        uncompressed; raises TorchFileError when they do not fit their checksum.
+      key: name in the file.
+      nbytes: size in bytes.
+      itemsize: bytes of an element, where the file first mentions the storage.
+      swapped: whether elements are big-endian.
+      read: returns the bytes, uint8 [nbytes], read-only, mapped from the file if they are not
+        compressed; raises TorchFileError if they do not match their checksum.
     """
 
     __slots__ = ("itemsize", "key", "nbytes", "read", "swapped")
@@ -81,11 +81,11 @@ class TypedStorage:
 
 
 class TorchTensor:
-    """A strided view of a storage. Its size is known to fit; its values are not read yet.
+    """A strided view of a storage that is known to fit it; the values are read when used.
 
     Attributes:
-      shape: like an array's.
-      dtype: NumPy's; bfloat16 and float8 are those of ml_dtypes.
+      shape: as of an array.
+      dtype: NumPy dtype; bfloat16 and float8 are those of ml_dtypes.
       strides, offset: in elements.
     """
 
@@ -103,10 +103,10 @@ class TorchTensor:
         return math.prod(self.shape)
 
     def numpy(self) -> np.ndarray:
-        """The values, [*shape], read-only; a view of the file's memory map where possible.
+        """Read the values, [*shape], read-only; a view of the file's memory map if possible.
 
         Raises:
-          TorchFileError: the storage does not fit its checksum.
+          TorchFileError: the storage does not match its checksum.
         """
         if not self.size:
             return np.empty(self.shape, self.dtype)
@@ -117,13 +117,13 @@ class TorchTensor:
         if self.storage.swapped:
             raw = _swapped(raw, self.dtype)
         if self.dtype == np.bool_:
-            # Any byte but 0 is true, and NumPy must not see another than 0 and 1.
+            # Any nonzero byte is true, but NumPy requires 0 or 1.
             raw = (raw != 0).view(np.uint8)
         values = np.lib.stride_tricks.as_strided(
             raw.view(self.dtype), self.shape, [s * itemsize for s in self.strides]
         )
         if not values.flags.aligned:
-            # In the legacy format storages begin anywhere.
+            # Storages of the legacy format start at any byte.
             values = values.copy()
         values.flags.writeable = False
         return values
@@ -142,10 +142,10 @@ def _swapped(raw, dtype):
 
 
 def make_tensor(source, offset, shape, strides, dtype: np.dtype | None = None) -> TorchTensor:
-    """The view that ``torch._utils._rebuild_tensor`` describes, checked against its storage.
+    """Return the view that ``torch._utils._rebuild_tensor`` describes, checked against its storage.
 
     Raises:
-      TorchFileError: of other types than it should be, or reaching beyond the storage.
+      TorchFileError: an argument has the wrong type, or the view exceeds the storage.
     """
     if not isinstance(source, TypedStorage):
         raise TorchFileError(f"a tensor of a {type(source).__name__}, not of a storage")

@@ -1,4 +1,4 @@
-"""The only globals of a torch pickle that mean something: containers and tensors."""
+"""The globals of a torch pickle that are interpreted: containers and tensors."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def _tensor(args, spend):
 
 def _tensor_v2(args, spend):
     *view, _, _, metadata = _arguments(args, 6, 7, "_rebuild_tensor_v2")
-    # Conjugated and negated views are told by their metadata alone.
+    # Only the metadata marks conjugated and negated views.
     return NotImplemented if metadata else make_tensor(*view)
 
 
@@ -48,7 +48,7 @@ _TENSOR_BUILDERS = (_tensor, _tensor_v2, _tensor_v3, _parameter)
 
 
 def _ordered_dict(args, spend):
-    """Python 2 gave the entries as an argument; Python 3 sets them afterwards."""
+    """Python 2 pickled the entries as an argument, Python 3 sets them afterwards."""
     (pairs,) = _arguments(args, 0, 1, "OrderedDict")
     if pairs is None:
         return {}
@@ -81,7 +81,7 @@ def _size(args, spend):
 
 
 def _encode(args, spend):
-    """Bytes, as protocol 2 writes them: text of the characters 0 to 255."""
+    """Return bytes, which protocol 2 writes as text of the characters 0 to 255."""
     text, encoding = _arguments(args, 2, 2, "_codecs.encode")
     if type(text) is not str or encoding != "latin1":
         return NotImplemented

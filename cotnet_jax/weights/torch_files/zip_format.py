@@ -30,7 +30,7 @@ _UTF8_NAME = 0x800
 
 
 class _Directory(io.RawIOBase):
-    """The mapped file for zipfile, which reads nothing but the directory out of it."""
+    """The mapped file as a stream for ``zipfile``, which reads only the directory."""
 
     def __init__(self, mapped: mmap.mmap):
         self._mapped = mapped
@@ -93,7 +93,7 @@ class _Archive:
         self._check_fingerprint(infos)
 
     def _check_fingerprint(self, infos):
-        """Finds members that changed places: PyTorch 2.1 and later write a hash of all checksums.
+        """Detect exchanged members: PyTorch 2.1 and later write a hash of all checksums.
 
         Source of the hash: PyTorchStreamWriter in caffe2/serialize/inline_container.cc.
         """
@@ -113,7 +113,7 @@ class _Archive:
             )
 
     def _locate(self, name):
-        """(start, stored size, size, deflated) of a member, checked against its own header."""
+        """Return (start, stored size, size, deflated) of a member, checked against its header."""
         info = self.members.get(name)
         if info is None:
             raise TorchFileError(f"member {printable(name)} is missing")
@@ -153,7 +153,7 @@ class _Archive:
         data = memoryview(self._mapped)[start : start + stored]
         if deflated:
             try:
-                # One byte more than claimed, so that a larger member is noticed.
+                # One byte more than claimed shows a larger member.
                 data = memoryview(zlib.decompressobj(-15).decompress(data, size + 1))
             except zlib.error:
                 raise TorchFileError(f"member {printable(name)} is damaged") from None
@@ -173,7 +173,7 @@ class _Archive:
         return bytes(self._contents(name))
 
     def attach(self, storage: Storage):
-        """Connects a storage with the member ``data/KEY``, to be read and checked when used."""
+        """Connect a storage to the member ``data/KEY``, which is read and checked when used."""
         name = f"data/{storage.key}"
         size = self._locate(name)[2]
         if size != storage.nbytes:
@@ -195,10 +195,10 @@ class _Archive:
 
 
 def read_zip(mapped: mmap.mmap):
-    """(value, names of inert globals) of a file in the zip format.
+    """Return (value, names of inert globals) of a file in the zip format.
 
     Raises:
-      TorchFileError: damaged, not written by torch.save, or claiming what it does not have.
+      TorchFileError: the file is damaged, not written by torch.save, or claims more than it has.
     """
     archive = _Archive(mapped)
     if "constants.pkl" in archive.members:

@@ -1,4 +1,4 @@
-"""Weights of a trained model, from whatever holds them: a file of PyTorch, a folder, a run."""
+"""Read the weights of a trained model: a PyTorch file, a converted folder or a training run."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from cotnet_jax.checkpoint.checkpointer import (
     open_checkpoints,
     weight_kinds,
 )
-from cotnet_jax.data import class_names
+from cotnet_jax.data import class_names, imagenet
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
 from cotnet_jax.weights import folder, identify
@@ -26,10 +26,10 @@ from cotnet_jax.weights.folder import WeightsError
 from cotnet_jax.weights.name_map import from_torch_state_dict
 from cotnet_jax.weights.torch_files import Kind, TorchCheckpoint, is_unpacked, read_torch_checkpoint
 
-# A run's folder: what it was told, and the names of its classes.
+# Files of a run's workdir: its configuration, and the names of its classes.
 CONFIG = "config.json"
 CLASSES = "classes.txt"
-# The largest model of the table has 3,600; comparing names takes time in proportion to the square.
+# The largest model has 3,600; comparing names takes quadratic time.
 _MOST_TENSORS = 10_000
 _SETTINGS = ("image_size", "crop", "interpolation", "mean", "std")
 _CONFIG_FIELDS = (
@@ -46,15 +46,15 @@ class Weights:
     """Variables of a model, and what is known about them.
 
     Attributes:
-      model: name of the model, as in ``list_models()``.
+      model: name of the model, one of ``list_models()``.
       variables: {"params", "batch_stats"}, nested dicts of float32 NumPy arrays.
-      kind: "ema" (moving averages) or "raw".
-      settings: of evaluation: image_size in pixels, crop, interpolation, mean, std.
-      attributes: further ones of ``create_model`` that they were trained with.
-      class_names: of the logits in order, where they are known.
+      kind: "ema" or "raw".
+      settings: evaluation settings: image_size in pixels, crop, interpolation, mean, std.
+      attributes: keyword arguments of ``create_model`` that the model was trained with.
+      class_names: names of the classes in the order of the logits, if known.
       batches: training batches that BatchNorm has seen, PyTorch's ``num_batches_tracked``.
-      source: where they are from: "file", and what is known of it.
-      notes: what was read, taken and left out, a line each.
+      source: origin of the weights: "file", "format" and, if known, arch, epoch, step, metrics.
+      notes: report of what was read, used and left out, one line each.
     """
 
     model: str
@@ -69,46 +69,51 @@ class Weights:
 
     @property
     def num_classes(self) -> int:
-        """Length of the logits; 0 where there is no classifier."""
+        """Number of logits; 0 without a classifier."""
         head = self.variables["params"].get("head")
         return head["kernel"].shape[-1] if head else 0
 
     @property
     def input_channels(self) -> int:
+        """Channels of the images that the first convolution takes."""
         return self.variables["params"]["stem"]["conv1"]["kernel"].shape[-2]
 
     def parameter_count(self) -> int:
+        """Return the number of trained scalars."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
 
 
 def load(
     path: str | os.PathLike,
     num_classes: int | None = None,
-    weights: Kind | None = None,
+    kind: Kind | None = None,
     model: str | None = None,
     **attributes,
 ) -> tuple[CoTNet, dict[str, dict]]:
-    """Loads a model with its weights.
+    """Load a model and its weights.
 
     Args:
-      path: a folder of convert_torch_weights.py, the workdir of a training run (its best
-        checkpoint) or one step of it, WORKDIR/checkpoints/STEP, or a .pth.tar, .pth or
+      path: a folder made by convert_torch_weights.py; the workdir of a training run (its best
+        checkpoint) or one of its steps, WORKDIR/checkpoints/STEP; or a .pth.tar, .pth or
         .safetensors file of PyTorch.
-      num_classes: another number than the weights' own gives a new classifier with random
-        weights, for fine-tuning, and says so; 0 leaves the classifier out.
-      weights: which ones, where there are both; None takes the moving averages (EMA).
-      model: name, for PyTorch files that fit several models.
-      **attributes: further ones of ``create_model``: dtype, drop_rate, output_stride, ...
+      num_classes: number of logits. If it is not that of the weights, the classifier is replaced
+        by a new one with random weights, for fine-tuning, and a warning is logged. 0 removes the
+        classifier.
+      kind: "ema" or "raw"; None chooses the EMA (exponential moving average) if there is one.
+      model: name of the model, for PyTorch files that fit several.
+      **attributes: other fields of ``CoTNet``: dtype, drop_rate, output_stride, ...
 
     Returns:
       (model, variables): a linen module, and {"params", "batch_stats"} for
       ``model.apply(variables, images)``, arrays of the model's ``param_dtype``.
 
     Raises:
-      FileNotFoundError: nothing is there.
-      ValueError: damaged, no weights, not those asked for, or they do not fit the model.
+      FileNotFoundError: ``path`` does not exist.
+      ValueError: the weights are damaged, missing, of another kind or do not fit the model.
     """
-    read = read_weights(path, weights, model)
+    if "weights" in attributes:
+        raise TypeError(f"load() takes kind={attributes['weights']!r}, not weights=")
+    read = read_weights(path, kind, model)
     variables = read.variables
     if num_classes is not None and num_classes != read.num_classes:
         variables = _with_new_head(variables, num_classes)
@@ -125,40 +130,39 @@ def load(
 
 
 def read_weights(
-    path: str | os.PathLike,
-    weights: Kind | None = None,
-    model: str | None = None,
+    path: str | os.PathLike, kind: Kind | None = None, model: str | None = None
 ) -> Weights:
-    """Reads weights without making the model; arguments and errors as of ``load``."""
+    """Read weights without creating the model; arguments and errors are those of ``load``."""
     path = pathlib.Path(path)
-    if weights not in (None, "ema", "raw"):
-        raise ValueError(f"weights must be 'ema', 'raw' or None, not {weights!r}")
+    if kind not in (None, "ema", "raw"):
+        raise ValueError(f"kind must be 'ema', 'raw' or None, not {kind!r}")
     in_checkpoints = path.name.isdecimal() and path.parent.name == CHECKPOINTS
     if not (path.parent if in_checkpoints else path).exists():
         raise FileNotFoundError(
-            f"no file or folder {path}; give a folder of convert_torch_weights.py, the workdir of "
-            f"a training run or its {CHECKPOINTS}/STEP, or a .pth.tar, .pth or .safetensors file"
+            f"no file or folder {path}; give a folder made by convert_torch_weights.py, the "
+            f"workdir of a training run or its {CHECKPOINTS}/STEP, or a .pth.tar, .pth or "
+            ".safetensors file"
         )
     if folder.is_weights_folder(path):
-        read = _read_folder(path, weights)
+        read = _read_folder(path, kind)
     elif _is_workdir(path):
-        read = _read_workdir(path, weights)
+        read = _read_workdir(path, kind)
     elif in_checkpoints:
-        read = _read_workdir(path.parent.parent, weights, int(path.name))
+        read = _read_workdir(path.parent.parent, kind, int(path.name))
     elif path.is_dir() and not is_unpacked(path):
         raise WeightsError(
-            f"{path}: neither a folder of convert_torch_weights.py (it has no "
+            f"{path}: neither a folder made by convert_torch_weights.py (it has no "
             f"{folder.DESCRIPTION}), nor the workdir of a training run (no {CONFIG})"
         )
     else:
-        return _read_torch(path, weights, model)
+        return _read_torch(path, kind, model)
     if model not in (None, read.model):
         raise WeightsError(f"{path}: holds weights of {read.model}, not of {model}")
     return read
 
 
 def is_converted_or_trained(path: str | os.PathLike) -> bool:
-    """Whether ``path`` is a folder of convert_torch_weights.py or a training run's workdir."""
+    """Return whether ``path`` is a folder made by ``convert`` or a training run's workdir."""
     return folder.is_weights_folder(path) or _is_workdir(pathlib.Path(path))
 
 
@@ -166,13 +170,13 @@ def _is_workdir(path):
     return path.is_dir() and ((path / CHECKPOINTS).is_dir() or (path / CONFIG).is_file())
 
 
-def _read_folder(path, weights):
+def _read_folder(path, wanted):
     description = folder.read_description(path)
     kind = description["weights"]
-    if weights not in (None, kind):
+    if wanted not in (None, kind):
         raise WeightsError(
-            f"{path}: holds {kind} weights alone; convert {description['source'].get('file')} "
-            f"again with --weights={weights}"
+            f"{path}: has {kind} weights only; convert {description['source'].get('file')} "
+            f"again with --kind={wanted}"
         )
     return Weights(
         model=description["model"],
@@ -187,19 +191,19 @@ def _read_folder(path, weights):
     )
 
 
-def _read_workdir(path, weights, step=None):
-    """A run's checkpoint of a step, or else its best one, or its latest where none is evaluated."""
+def _read_workdir(path, kind, step=None):
+    """Read one step of a run or, without ``step``, the best one, or the latest if none is rated."""
     config = _read_config(path / CONFIG)
     try:
-        kind = weights or weight_kinds(config)[-1]
+        kind = kind or weight_kinds(config)[-1]
         with open_checkpoints(path, config, read_only=True) as checkpointer:
             if step is not None:
-                which, variables = "chosen", checkpointer.restore_weights(step, kind)
+                choice, variables = "chosen", checkpointer.restore_weights(step, kind)
             else:
                 step = checkpointer.best_step()
-                which = "latest" if step is None else "best"
+                choice = "latest" if step is None else "best"
                 step = checkpointer.latest_step() if step is None else step
-                variables = checkpointer.restore_weights(which, kind)
+                variables = checkpointer.restore_weights(choice, kind)
             metrics = checkpointer.metrics(step)
     except CheckpointError as error:
         raise WeightsError(f"{path}: {error}") from None
@@ -213,7 +217,7 @@ def _read_workdir(path, weights, step=None):
         class_names=_class_names(path, data["name"]),
         batches=step,
         source={"file": path.resolve().name, "format": "workdir", "step": step, **metrics},
-        notes=(f"{path}: {kind} weights of {model['name']}, {which} checkpoint, step {step}",),
+        notes=(f"{path}: {kind} weights of {model['name']}, {choice} checkpoint, step {step}",),
     )
 
 
@@ -221,7 +225,7 @@ def _class_names(workdir, dataset):
     if (workdir / CLASSES).is_file():
         return class_names.read_names(workdir / CLASSES)
     # TFDS names ImageNet's classes by their WordNet ids.
-    return class_names.imagenet_names() if dataset.startswith("imagenet2012") else None
+    return class_names.imagenet_names() if dataset.startswith(imagenet.NAME) else None
 
 
 def _read_config(file):
@@ -231,18 +235,18 @@ def _read_config(file):
             config[section][key]
     except FileNotFoundError:
         raise WeightsError(
-            f"{file.parent}: has no {file.name}, so it is not known which model it trained"
+            f"{file.parent}: has no {file.name}, which names the model that was trained"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{file}: cannot be read: {error!r}") from None
     return config
 
 
-def _read_torch(path, weights, model):
-    checkpoint = read_torch_checkpoint(path, weights)
+def _read_torch(path, kind, model):
+    checkpoint = read_torch_checkpoint(path, kind)
     shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
     if len(shapes) > _MOST_TENSORS:
-        raise WeightsError(f"{path}: {len(shapes):,} tensors, no model of the table has as many")
+        raise WeightsError(f"{path}: {len(shapes):,} tensors, more than any CoTNet has")
     name, how = _choose_model(checkpoint, shapes, model)
     try:
         variables = from_torch_state_dict(name, checkpoint.state_dict)
@@ -254,7 +258,7 @@ def _read_torch(path, weights, model):
     read = Weights(
         model=name,
         variables=variables,
-        kind=checkpoint.weights,
+        kind=checkpoint.kind,
         settings=_settings(create_model(name).default_cfg),
         attributes={},
         class_names=None,
@@ -275,16 +279,16 @@ def _read_torch(path, weights, model):
 
 
 def _choose_model(checkpoint: TorchCheckpoint, shapes, model) -> tuple[str, str]:
-    """(name, how it was found)."""
+    """Return the name of the model, and how it was found."""
     if model is not None:
         create_model(model)
-        return model, "as asked for"
+        return model, "as requested"
     fits = identify.matching_models(shapes)
     if checkpoint.arch in fits:
-        return checkpoint.arch, "as the file says"
+        return checkpoint.arch, "named in the file"
     if fits:
         others = " or ".join(f"--model={other}" for other in fits[1:])
-        more = f"; the same fit another model, ask for it by {others}" if others else ""
+        more = f"; they fit another model too: {others}" if others else ""
         return fits[0], f"by names and shapes{more}"
     nearest = identify.nearest_model(shapes)
     if nearest is None:
@@ -301,7 +305,7 @@ def _batches_tracked(checkpoint):
         for name, tensor in checkpoint.state_dict.items()
         if name.endswith("num_batches_tracked") and tensor.size == 1
     ]
-    # They are equal in every file of a training run.
+    # One training run counts the same number everywhere.
     return max(counts, default=0)
 
 
@@ -310,30 +314,29 @@ def _torch_notes(path, checkpoint, read, how):
     counters = sum(name.endswith("num_batches_tracked") for name in tensors)
     statistics = len(jax.tree.leaves(read.variables["batch_stats"]))
     mapped = len(tensors) - counters
-    parameters = f"{read.parameter_count():,} numbers"
     yield f"read      {path}: {checkpoint.format} format, {path.stat().st_size:,} bytes"
     known = {key: read.source[key] for key in ("arch", "epoch", "metric") if key in read.source}
     if known:
         yield "          " + ", ".join(f"{key} {value}" for key, value in known.items())
     other = {"ema": "raw", "raw": "ema"}[read.kind]
-    choice = f"; it has {other} weights too: --weights={other}"
+    choice = f"; it has {other} weights too: --kind={other}"
     yield (
         f"weights   {read.kind}, {len(tensors)} tensors"
         f"{choice if other in checkpoint.available else ''}"
     )
     yield f"model     {read.model}, {how}; {read.num_classes} classes"
     yield (
-        f"mapped    {mapped - statistics} parameters ({parameters}) and {statistics} statistics "
-        "of batch norms"
+        f"mapped    {mapped - statistics} arrays of parameters ({read.parameter_count():,} in all) "
+        f"and {statistics} of batch statistics"
     )
     if counters:
-        yield f"left out  {counters} num_batches_tracked (the largest, {read.batches}, is noted)"
+        yield f"left out  {counters} num_batches_tracked (the largest, {read.batches}, is kept)"
     if checkpoint.left_out:
         yield "left out  " + ", ".join(checkpoint.left_out)
     if checkpoint.inert:
         yield (
-            f"not run   {', '.join(checkpoint.inert)}: the file names them, they were neither "
-            "imported nor called"
+            f"not run   {', '.join(checkpoint.inert)}: named in the file, neither imported nor "
+            "called"
         )
 
 
@@ -347,7 +350,7 @@ def _with_new_head(variables: Mapping, num_classes: int) -> dict:
     head = params.pop("head", None)
     if num_classes:
         if head is None:
-            raise WeightsError("the weights have no classifier, so its width is not known")
+            raise WeightsError("there is no classifier to replace, so its input width is unknown")
         features = head["kernel"].shape[0]
         uniform = initializers.uniform_fan_in(features)
         kernel_key, bias_key = jax.random.split(jax.random.key(0))

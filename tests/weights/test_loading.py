@@ -14,7 +14,7 @@ from helpers import torch_file_builder as build
 import cotnet_jax
 from cotnet_jax.checkpoint.checkpointer import Checkpointer
 from cotnet_jax.checkpoint.train_state import TrainState
-from cotnet_jax.weights import convert, load, name_map
+from cotnet_jax.weights import convert, loading, name_map
 from cotnet_jax.weights.folder import WeightsError
 
 CLASSES = 10
@@ -95,7 +95,7 @@ def workdir(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_file_and_folder(torch_file, folder, kind):
-    model, variables = load.load(torch_file if kind == "file" else folder)
+    model, variables = loading.load(torch_file if kind == "file" else folder)
     assert equal(variables, variables_of(2))
     assert model == cotnet_jax.create_model("cotnet_tiny", num_classes=CLASSES)
     assert output_shape(model, variables) == (1, CLASSES)
@@ -103,21 +103,21 @@ def test_file_and_folder(torch_file, folder, kind):
 
 
 def test_raw_of_a_file_and_of_a_folder(torch_file, folder):
-    assert equal(load.load(torch_file, weights="raw")[1], variables_of(1))
-    with pytest.raises(WeightsError, match=r"tiny.pth.tar again with --weights=raw"):
-        load.load(folder, weights="raw")
+    assert equal(loading.load(torch_file, kind="raw")[1], variables_of(1))
+    with pytest.raises(WeightsError, match=r"tiny.pth.tar again with --kind=raw"):
+        loading.load(folder, kind="raw")
     with pytest.raises(ValueError, match="'ema', 'raw' or None, not 'best'"):
-        load.load(folder, weights="best")
+        loading.load(folder, kind="best")
 
 
 def test_workdir_gives_its_best_averages(workdir):
     before = sorted(str(path) for path in workdir.rglob("*"))
-    model, variables = load.load(workdir)
+    model, variables = loading.load(workdir)
     assert equal(variables, variables_of(22))
     assert model.output_stride == 16
-    assert equal(load.load(workdir, weights="raw")[1], variables_of(12))
-    assert load.load(workdir, output_stride=32)[0].output_stride == 32
-    read = load.read_weights(workdir)
+    assert equal(loading.load(workdir, kind="raw")[1], variables_of(12))
+    assert loading.load(workdir, output_stride=32)[0].output_stride == 32
+    read = loading.read_weights(workdir)
     assert read.settings == {key: CONFIG["data"][key] for key in read.settings}
     assert len(read.settings) == 5
     assert read.batches == 2
@@ -126,26 +126,26 @@ def test_workdir_gives_its_best_averages(workdir):
 
 
 def test_one_step_of_a_workdir(workdir):
-    read = load.read_weights(workdir / "checkpoints" / "3")
+    read = loading.read_weights(workdir / "checkpoints" / "3")
     assert (read.kind, read.batches) == ("ema", 3)
     assert equal(read.variables, variables_of(23))
-    raw = load.read_weights(workdir / "checkpoints" / "1", "raw")
+    raw = loading.read_weights(workdir / "checkpoints" / "1", "raw")
     assert equal(raw.variables, variables_of(11))
     assert "chosen checkpoint, step 1" in raw.notes[0]
     with pytest.raises(WeightsError, match=r"step 7 in .*; there are: 1, 2, 3"):
-        load.read_weights(workdir / "checkpoints" / "7")
+        loading.read_weights(workdir / "checkpoints" / "7")
 
 
 def test_workdir_without_averages_or_evaluation(tmp_path):
     off = CONFIG | {"ema": {"decay": 0}}
     path = make_workdir(tmp_path / "off", off, ((1, 30.0), (2, 20.0)), ema=False)
-    read = load.read_weights(path)
+    read = loading.read_weights(path)
     assert (read.kind, read.batches) == ("raw", 1)
     assert equal(read.variables, variables_of(11))
-    with pytest.raises(WeightsError, match="no moving average"):
-        load.load(path, weights="ema")
+    with pytest.raises(WeightsError, match="no EMA"):
+        loading.load(path, kind="ema")
     path = make_workdir(tmp_path / "new", CONFIG, ((1, None), (2, None)))
-    read = load.read_weights(path)
+    read = loading.read_weights(path)
     assert equal(read.variables, variables_of(22))
     assert "latest checkpoint, step 2" in read.notes[0]
 
@@ -153,36 +153,36 @@ def test_workdir_without_averages_or_evaluation(tmp_path):
 def test_workdir_back_to_torch(tmp_path, workdir):
     output = tmp_path / "w.safetensors"
     convert.convert_to_torch(workdir, output)
-    read = load.read_weights(output)
+    read = loading.read_weights(output)
     assert (read.model, read.batches, read.num_classes) == ("cotnet_tiny", 2, CLASSES)
     assert equal(read.variables, variables_of(22))
 
 
 def test_unusable_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file or folder .*/none; give a folder of"):
-        load.load(tmp_path / "none")
-    with pytest.raises(ValueError, match="neither a folder of convert_torch_weights"):
-        load.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*/none; give a folder made by"):
+        loading.load(tmp_path / "none")
+    with pytest.raises(ValueError, match="neither a folder made by convert_torch_weights"):
+        loading.load(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(WeightsError, match=r"has no config.json"):
-        load.load(tmp_path)
+        loading.load(tmp_path)
     (tmp_path / "config.json").write_text('{"model": {}}')
     with pytest.raises(WeightsError, match=r"config.json: cannot be read: KeyError\('name'\)"):
-        load.load(tmp_path)
+        loading.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(WeightsError, match="No checkpoint"):
-        load.load(tmp_path)
+        loading.load(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file", "folder"])
 def test_model_that_does_not_fit(torch_file, folder, place):
     with pytest.raises(WeightsError, match="cotnet50"):
-        load.load(torch_file if place == "file" else folder, model="cotnet50")
+        loading.load(torch_file if place == "file" else folder, model="cotnet50")
 
 
 def test_new_classifier(folder, caplog):
     with caplog.at_level(logging.WARNING):
-        model, variables = load.load(folder, num_classes=7)
+        model, variables = loading.load(folder, num_classes=7)
     assert "classifier of 10 classes is replaced by one of 7 with random weights" in caplog.text
     head = variables["params"]["head"]
     assert (head["kernel"].shape, head["bias"].shape) == ((512, 7), (7,))
@@ -195,16 +195,16 @@ def test_new_classifier(folder, caplog):
 
 def test_no_classifier(folder, caplog):
     with caplog.at_level(logging.WARNING):
-        model, variables = load.load(folder, num_classes=0)
+        model, variables = loading.load(folder, num_classes=0)
     assert "head" not in variables["params"]
     assert output_shape(model, variables) == (1, 512)
     caplog.clear()
-    load.load(folder, num_classes=CLASSES)
+    loading.load(folder, num_classes=CLASSES)
     assert not caplog.text, "the classifier is kept"
 
 
 def test_attributes_and_dtypes(folder):
-    model, variables = load.load(
+    model, variables = loading.load(
         folder, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, drop_rate=0.2
     )
     assert (model.dtype, model.drop_rate) == (jnp.bfloat16, 0.2)
