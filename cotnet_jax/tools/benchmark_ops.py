@@ -39,7 +39,7 @@ def input_sets(function: str, batch: int, shape: AggregationShape, dtype) -> lis
     weights = (batch, shape.h, shape.w, *taps)
     statistic = (batch, shape.groups, 1, shape.channels)
     backward = [values, weights, values, statistic, statistic, taps, taps]
-    shapes = {
+    shapes_of: dict[str, list[tuple[int, ...]]] = {
         "forward": [values, weights],
         "backward": [values, weights, values],
         "aggregate_normalized": [values, weights, statistic, statistic, taps, taps],
@@ -53,9 +53,10 @@ def input_sets(function: str, batch: int, shape: AggregationShape, dtype) -> lis
         "cooperative_backward": backward,
         "normalized": [values, weights, taps, taps],
         "normalized_vjp": [values, weights, values, taps, taps],
-    }[function]
+    }
     operands = [
-        jax.ShapeDtypeStruct(s, dtype if s in (values, weights) else jnp.float32) for s in shapes
+        jax.ShapeDtypeStruct(s, dtype if s in (values, weights) else jnp.float32)
+        for s in shapes_of[function]
     ]
     traffic = sum(a.size * a.dtype.itemsize for a in operands)
     return [operands] * int(max(2, min(16, 5e8 // traffic)))
@@ -134,7 +135,7 @@ def relative_error(arrays, expected) -> float:
     for array, wanted in zip(arrays, expected, strict=True):
         difference = np.asarray(array[:COMPARED], np.float64) - wanted
         errors.append(np.linalg.norm(difference) / np.linalg.norm(wanted))
-    return max(errors)
+    return float(max(errors))
 
 
 def calls(implementation: str) -> dict:

@@ -122,7 +122,7 @@ def aggregation_shapes(name: str, size: int) -> set[AggregationShape]:
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     look = functools.partial(model.apply, mutable=["intermediates"])
     _, state = jax.eval_shape(look, variables, images)
-    layers = {}
+    layers: dict[tuple, dict] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
         *layer, what, _ = path
         layers.setdefault(tuple(layer), {})[what.key] = leaf

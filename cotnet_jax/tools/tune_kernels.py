@@ -178,7 +178,7 @@ def share_out(jobs, workers: int) -> list:
     for job in jobs:
         some = list(candidates(*job))
         bundles += [(job, some[i : i + BUNDLE]) for i in range(0, len(some), BUNDLE)]
-    shares = [[] for _ in range(min(workers, len(bundles)))]
+    shares: list[list] = [[] for _ in range(min(workers, len(bundles)))]
     for bundle in sorted(bundles, key=lambda bundle: -len(bundle[1])):
         min(shares, key=lambda share: sum(len(some) for _, some in share)).append(bundle)
     return shares
@@ -278,7 +278,7 @@ def main(arguments: list[str]) -> None:
     itemsizes = [itemsize for itemsize, dtype in DTYPES.items() if dtype in options.dtypes]
     some = [shape for shape in shapes.SHAPES if shape_name(shape) in options.shapes]
     jobs = itertools.product(options.kernels, itemsizes, some)
-    times = collections.defaultdict(dict)
+    times: dict[Job, dict[Config, float]] = collections.defaultdict(dict)
     with open(options.log or os.devnull, "w", buffering=1) as log:
         for job, each in measure(options.batch, share_out(jobs, options.workers)):
             times[job].update(each)

@@ -60,7 +60,7 @@ def test_low_precision_is_near_float64(shape, dtype, tolerance):
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2])
-def test_gradients_agree_with_finite_differences(shape):
+def test_gradients_agree_with_finite_differences(shape, unchecked_shapes):  # by NumPy arrays
     with jax.enable_x64(True):
         values, weights, _ = map(jnp.asarray, inputs(shape))
         check_grads(cotnet_jax.local_aggregation, (values, weights), order=1, modes=["rev"])
@@ -86,12 +86,12 @@ def test_works_under_vmap_and_remat():
         ((2, 4, 4, 16), (2, 4, 4, 9, 2), "takes values"),
     ],
 )
-def test_shapes_that_do_not_belong_together(values, weights, message):
+def test_shapes_that_do_not_belong_together(values, weights, message, unchecked_shapes):
     with pytest.raises(ValueError, match=message):
         cotnet_jax.local_aggregation(jnp.zeros(values), jnp.zeros(weights))
 
 
-def test_integers_are_refused():
+def test_integers_are_refused(unchecked_shapes):
     with pytest.raises(TypeError, match="values must be floating point, not int32"):
         cotnet_jax.local_aggregation(
             jnp.zeros((1, 2, 2, 8), jnp.int32), jnp.zeros((1, 2, 2, 1, 9, 1))

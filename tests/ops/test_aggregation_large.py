@@ -15,6 +15,7 @@ from cotnet_jax.ops.local_aggregation.triton.configs import (
     NormalizationConfig,
 )
 
+pytestmark = pytest.mark.kernels
 H, W, GROUPS, CHANNELS, SHARE, TAPS = 3, 2, 1, 4, 8, 9
 WIDTH = GROUPS * CHANNELS * SHARE
 # Images of the small batch and of the large one, in which more than 2^31 values lie before the

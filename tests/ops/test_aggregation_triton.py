@@ -30,6 +30,7 @@ from cotnet_jax.ops.local_aggregation.triton.configs import (
 )
 from cotnet_jax.tools import sanitize_kernels
 
+pytestmark = pytest.mark.kernels
 ROOT = pathlib.Path(__file__).parents[2]
 # N, H, W, groups, share, weight channels, kernel size; parts, rows, block, prefetch.
 CASES = [
@@ -381,7 +382,7 @@ def test_missing_kernel_falls_back_with_one_warning(monkeypatch):
         dispatch.kernel_available.cache_clear()
 
 
-def test_wrong_arguments_are_named():
+def test_wrong_arguments_are_named(unchecked_shapes):
     values, weights = jnp.ones((1, 2, 2, 8)), jnp.ones((1, 2, 2, 1, 9, 1))
     with pytest.raises(ValueError, match="implementation must be one of"):
         local_aggregation(values, weights, implementation="cuda")

@@ -19,6 +19,7 @@ from cotnet_jax.ops.local_aggregation.triton.configs import (
 )
 from cotnet_jax.tools import check_kernels, tune_kernels
 
+pytestmark = pytest.mark.kernels
 H100 = tuned_configs.Gpu("NVIDIA H100 80GB HBM3", "9.0", 132)
 TABLE = tuned_configs.nearest(H100).table
 AGGREGATIONS = [k for k, c in CONFIG_CLASSES.items() if c is AggregationConfig]

@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from cotnet_jax.ops.local_aggregation.dispatch import check_implementation, dispatch
 from cotnet_jax.ops.local_aggregation.plain import check_inputs, xla_backward, xla_forward
@@ -20,16 +21,16 @@ NAME = "normalized_local_aggregation"
 
 
 def normalized_local_aggregation(
-    values: jax.Array,
-    raw_weights: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
+    values: Float[Array, "N H W C"],
+    raw_weights: Float[Array, "N H W G KK Cw"],
+    scale: Float[Array, "G KK Cw"],
+    bias: Float[Array, "G KK Cw"],
     *,
     epsilon: float = 1e-5,
-    output_scale: jax.Array | None = None,
-    output_shift: jax.Array | None = None,
+    output_scale: Float[Array, " C"] | None = None,
+    output_shift: Float[Array, " C"] | None = None,
     implementation: str | None = None,
-) -> jax.Array:
+) -> Float[Array, "N H W C"]:
     """Return ``local_aggregation`` of the values with group-normalised weights.
 
     Statistics, normalisation and sums are taken in at least float32. Gradients are those of the
@@ -62,12 +63,13 @@ def normalized_local_aggregation(
     operands = align(values, raw_weights, scale.astype(dtype), bias.astype(dtype))
     if output_scale is None and output_shift is None:
         return _aggregate(implementation, epsilon, *operands)
+    affine = []
     for name, array in (("output_scale", output_scale), ("output_shift", output_shift)):
         if array is None or array.shape != values.shape[3:]:
             shape = None if array is None else array.shape
             raise ValueError(f"{NAME}: {name} must be {values.shape[3:]}, not {shape}")
-    affine = align(values, output_scale.astype(dtype), output_shift.astype(dtype))[1:]
-    return _activated(implementation, epsilon, *operands, *affine)
+        affine.append(array.astype(dtype))
+    return _activated(implementation, epsilon, *operands, *align(values, *affine)[1:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

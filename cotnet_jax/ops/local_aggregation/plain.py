@@ -17,14 +17,18 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from cotnet_jax.ops.local_aggregation.dispatch import check_implementation, dispatch
 from cotnet_jax.ops.varying import align
 
 
 def local_aggregation(
-    values: jax.Array, weights: jax.Array, *, implementation: str | None = None
-) -> jax.Array:
+    values: Float[Array, "N H W C"],
+    weights: Float[Array, "N H W G KK Cw"],
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "N H W C"]:
     """Return the sum of each pixel's K x K neighbourhood, with that pixel's own weights.
 
     Sums are taken in float32, or in float64 for float64 inputs, and have gradients of their own
