@@ -1,7 +1,8 @@
 # make demo      trains the embedded default to the end (needs Python 3.11 or newer, nothing else)
-# make test      runs the tests
+# make test      runs the tests; make test-unit, test-kernels, test-end-to-end a part of them
 # make test-all  runs the slow ones too
-# make lint      checks style and format
+# make lint      checks style, format and types
+# make docs      builds the documentation into build/docs
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the virtual environment.
 
@@ -11,11 +12,13 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3 python;
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo "$$python" && break; done)
 
-# Files go to the workers in the order of tests/conftest.py.
+# Files go to the workers whole, the longest first (tests/conftest.py).
 PYTEST_FLAGS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
 
+TESTS := $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-unit test-kernels test-end-to-end test-all test-durations lint format docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -24,21 +27,38 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python main.py --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow"
+	$(TESTS) -m "not slow"
+
+test-unit: $(VENV)/.installed-test
+	$(TESTS) -m "unit and not slow"
+
+test-kernels: $(VENV)/.installed-test
+	$(TESTS) -m "kernels and not slow"
+
+test-end-to-end: $(VENV)/.installed-test
+	$(TESTS) -m "end_to_end and not slow"
 
 test-all: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+	$(TESTS)
+
+# Records how long each file takes, on an idle machine; the order of the files follows.
+test-durations: $(VENV)/.installed-test
+	$(TESTS) -m "not slow" --record-durations
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --fresh-env docs build/docs
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache
 
 # The stamps are made last: an interrupted installation is done again.
 $(VENV)/.created:
@@ -60,4 +80,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable ".[docs]"
 	@touch $@

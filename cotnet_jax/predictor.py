@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cotnet_jax.data import class_names, transforms
+from cotnet_jax.data import class_names, imagenet, transforms
 from cotnet_jax.data.normalize import normalize
+from cotnet_jax.data.transforms import IMAGE_SUFFIXES
 from cotnet_jax.models.contexts import CoTContexts, cot_contexts
 from cotnet_jax.models.cotnet import create_model
 from cotnet_jax.weights import Kind, Weights, read_weights
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 class Predictor:
@@ -205,9 +204,9 @@ def find_images(paths: Iterable) -> list[pathlib.Path]:
     found, problems = [], []
     for path in map(pathlib.Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                problems.append(f"{path}: no image in this folder ({', '.join(SUFFIXES)})")
+                problems.append(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
             found += inside
         elif path.exists():
             found.append(path)
@@ -221,6 +220,6 @@ def find_images(paths: Iterable) -> list[pathlib.Path]:
 
 
 def _default_names(count):
-    if count == class_names.IMAGENET_CLASSES:
+    if count == imagenet.NUM_CLASSES:
         return class_names.imagenet_names()
     return tuple(f"class {index}" for index in range(count))

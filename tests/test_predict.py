@@ -15,7 +15,7 @@ from helpers import torch_file_builder as build
 from PIL import Image
 
 import cotnet_jax
-from cotnet_jax.data import class_names, transforms
+from cotnet_jax.data import class_names, imagenet, transforms
 from cotnet_jax.models.contexts import cot_contexts
 from cotnet_jax.predictor import Predictor, find_images
 from cotnet_jax.weights import convert, loading, name_map
@@ -124,7 +124,7 @@ def test_names(folder):
 
 def test_imagenet_names_are_those_of_tensorflow_datasets():
     names = class_names.imagenet_names()
-    assert len(names) == class_names.IMAGENET_CLASSES
+    assert len(names) == imagenet.NUM_CLASSES
     assert (names[0], names[281], names[388]) == (
         "tench, Tinca tinca",
         "tabby, tabby cat",
@@ -209,7 +209,7 @@ def test_kind(tmp_path, images):
 
 
 def test_files_without_names(tmp_path, images):
-    with pytest.raises(OSError, match=r"none: no names of classes: No such file"):
+    with pytest.raises(OSError, match=r"none: cannot read class names: No such file"):
         class_names.read_names(tmp_path / "none")
     with pytest.raises(ValueError, match=r"b.jpg: not a text file"):
         class_names.read_names(images / "b.jpg")

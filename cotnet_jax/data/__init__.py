@@ -1,1 +1,1 @@
-"""The input side: where images come from, how they are augmented, and in which order."""
+"""Input: datasets, decoding, augmentation, and the batches for training and evaluation."""

@@ -1,4 +1,4 @@
-"""The embedded default: scikit-learn's 1,797 handwritten digits as a TFDS dataset, no download.
+"""The built-in dataset: scikit-learn's 1,797 handwritten digits as a TFDS dataset, no download.
 
 Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
 Repository (its test set), as packed with scikit-learn.
@@ -16,11 +16,12 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+# Share of each class's images that goes to the split 'test'.
 _TEST_SHARE = 0.2
 
 
 class SklearnDigits(tfds.core.GeneratorBasedBuilder):
-    """8x8 greyscale digits, split 80/20 inside each class; the split never changes."""
+    """8x8 greyscale digits; a fixed 80/20 split of each class into 'train' and 'test'."""
 
     VERSION = tfds.core.Version("1.0.0")
     # Where TFDS would look for download checksums; there are none, and looking needs
@@ -42,7 +43,7 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        # scikit-learn is needed only here, where the dataset is written.
+        # Imported here because scikit-learn is needed only to write the dataset.
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -52,25 +53,25 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(digits, is_test),
         }
 
-    def _generate_examples(self, digits, chosen: np.ndarray):
-        for index in np.flatnonzero(chosen):
-            # Ink is counted 0..16; 16 becomes 255.
+    def _generate_examples(self, digits, selected: np.ndarray):
+        for index in np.flatnonzero(selected):
+            # The original values are 0..16; 16 becomes 255.
             image = np.minimum(digits.images[index] * 16, 255).astype(np.uint8)
             png = io.BytesIO()
             Image.fromarray(image).save(png, format="PNG")
-            # At position 0, or TFDS writes an empty image without a word.
+            # TFDS reads from the current position: without this it silently writes an empty image.
             png.seek(0)
             yield int(index), {"image": png, "label": int(digits.target[index])}
 
 
 def builder(data_dir: str = "") -> tfds.core.DatasetBuilder:
-    """The digits, written on the first call and only opened on later ones.
+    """Open the digits, after writing them if they are not there yet.
 
-    Written beside its place and then moved there in one go, so that an interrupted or a second,
-    simultaneous writer does no harm.
+    They are written to a temporary folder, which is then renamed, so that interrupted and
+    concurrent writers do no harm.
 
     Args:
-      data_dir: folder to keep it in; "" is cotnet_jax in the user's cache folder.
+      data_dir: folder of the dataset; "" is ``cache_dir()``.
 
     Returns:
       A builder whose splits are 'train' and 'test'.
@@ -78,21 +79,21 @@ def builder(data_dir: str = "") -> tfds.core.DatasetBuilder:
     root = Path(data_dir).expanduser() if data_dir else cache_dir()
     final = root / SklearnDigits.name / str(SklearnDigits.VERSION)
     if not (final / "dataset_info.json").exists():
-        logging.info("Writing the digits to %s, once.", final)
+        logging.info("Writing the digits dataset to %s (first use only).", final)
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=".writing-"))
         try:
-            writing = SklearnDigits(data_dir=temporary, file_format="array_record")
-            # TFDS would announce the temporary folder as the place to find the data.
+            writer = SklearnDigits(data_dir=temporary, file_format="array_record")
+            # TFDS would print the temporary folder as the dataset's location.
             with (
                 contextlib.redirect_stdout(io.StringIO()),
                 contextlib.redirect_stderr(io.StringIO()),
             ):
-                writing.download_and_prepare()
+                writer.download_and_prepare()
             try:
-                os.rename(writing.data_dir, final)
+                os.rename(writer.data_dir, final)
             except OSError:
-                # Another process was first; it has written the same.
+                # Fine if another process was faster: it has written the same.
                 if not (final / "dataset_info.json").exists():
                     raise
         finally:
@@ -101,16 +102,16 @@ def builder(data_dir: str = "") -> tfds.core.DatasetBuilder:
 
 
 def cache_dir() -> Path:
-    """cotnet_jax's folder in the user's cache folder (XDG_CACHE_HOME, or ~/.cache)."""
+    """Return the folder cotnet_jax in the user's cache folder, $XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cotnet_jax"
 
 
 def _is_test(labels: np.ndarray) -> np.ndarray:
-    # RandomState's streams are frozen, so the split is the same with every NumPy.
+    # The streams of RandomState are frozen, so the split is the same with any version of NumPy.
     rng = np.random.RandomState(0)
-    chosen = np.zeros(len(labels), bool)
+    is_test = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        chosen[members[: round(_TEST_SHARE * len(members))]] = True
-    return chosen
+        is_test[members[: round(_TEST_SHARE * len(members))]] = True
+    return is_test

@@ -1,4 +1,4 @@
-"""Normalisation of pixels by mean and standard deviation, on the device."""
+"""Normalise pixels by mean and standard deviation, on the device."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ import jax.numpy as jnp
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype
 ) -> jax.Array:
-    """(images - mean) / std for pixels 0..255, [..., C].
+    """Return (images - mean) / std.
 
     Args:
-      images: uint8 or float, values 0..255.
+      images: uint8 or float [..., C], pixel values 0..255.
       mean, std: C numbers each, on the 0..1 scale.
       dtype: of the result; the arithmetic is at least float32.
 
     Returns:
-      dtype, shaped like images.
+      [..., C] of the given dtype.
     """
     compute = jnp.promote_types(compute_dtype(images), dtype)
     scale = 255 * jnp.asarray(std, compute)
@@ -25,5 +25,5 @@ def normalize(
 
 
 def compute_dtype(images: jax.Array) -> jnp.dtype:
-    """float64 for float64 images, else float32."""
+    """Return float64 for float64 images and float32 for all others."""
     return jnp.promote_types(images.dtype, jnp.float32)

@@ -1,9 +1,9 @@
-"""RandAugment as the published models were trained with.
+"""RandAugment, colour jitter and random erasing, as in the training of the published models.
 
 Source: Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search
 space", arXiv 1909.13719, with the sixteen operations, the increasing magnitudes and the random
-probabilities of the published recipe. Images are RGB; randomness comes from the
-generator passed in and from nowhere else.
+probabilities of the published recipe. Images are RGB. All randomness comes from the generator
+passed in.
 """
 
 import dataclasses
@@ -15,22 +15,24 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-# ImageNet's mean colour, shown where a geometric operation uncovers nothing.
-FILL = (124, 116, 104)
+from cotnet_jax.data import imagenet
+
+# ImageNet's mean colour, (124, 116, 104), fills what a geometric operation leaves uncovered.
+FILL = tuple(round(255 * mean) for mean in imagenet.MEAN)
 MAX_MAGNITUDE = 15.0
-# Each operation's own probability is drawn anew from this range for every image.
+# The probability of each operation is itself drawn from this range, anew for every image.
 PROBABILITY_RANGE = (0.2, 0.8)
 _LEVELS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """The settings inside a string like 'rand-m15-mstd0.5-n2'.
+    """RandAugment with the settings of a string such as 'rand-m15-mstd0.5-n2'.
 
     Attributes:
       magnitude: mean magnitude, 0 to 15.
       magnitude_std: standard deviation of the magnitude.
-      num_ops: operations drawn for each image.
+      num_ops: operations drawn per image.
     """
 
     magnitude: float
@@ -38,13 +40,13 @@ class RandAugment:
     num_ops: int = 2
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Augments one RGB image; the one passed in is not changed."""
+        """Augment one RGB image; the image passed in is not changed."""
         for call in self.draw(rng, image.height, image.width):
             image = call(image)
         return image
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> list["Call"]:
-        """Draws what to do with one image of this size; skipped operations are left out."""
+        """Draw the operations for one image of this size, without those that are skipped."""
         calls = []
         for index in rng.integers(0, len(OP_NAMES), self.num_ops):
             if rng.random() >= rng.uniform(*PROBABILITY_RANGE):
@@ -64,13 +66,13 @@ class RandAugment:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One operation with everything random about it decided.
+    """One operation with all its random parameters drawn.
 
     Attributes:
       name: one of OP_NAMES.
       magnitude: 0 to 15.
-      sign: 1 or -1, for Rotate, Shear and Translate.
-      center_xy: Cutout's centre in pixels.
+      sign: 1 or -1; used by Rotate, Shear and Translate.
+      center_xy: centre of Cutout's square in pixels.
     """
 
     name: str
@@ -83,18 +85,19 @@ class Call:
 
 
 def parse(text: str) -> RandAugment | None:
-    """Reads a RandAugment string; "" gives None.
+    """Parse a RandAugment string; return None for "".
 
     The parts are 'rand', then in any order mFLOAT (magnitude 0..15, required), mstdFLOAT (its
-    standard deviation, default 0) and nINT (operations an image, default 2), joined by '-'.
+    standard deviation, default 0) and nINT (operations per image, default 2), joined by '-'.
 
     Raises:
-      ValueError: naming every part that is wrong, and an example that is right.
+      ValueError: the string is wrong; the message names every wrong part and gives an example.
     """
     if not text:
         return None
     head, *parts = text.split("-")
-    problems, found = [], {}
+    problems: list[str] = []
+    found: dict[str, float] = {}
     if head != "rand":
         problems.append(f"it starts with {head!r} instead of 'rand'")
     for part in parts:
@@ -122,9 +125,9 @@ def parse(text: str) -> RandAugment | None:
 
 
 def color_jitter(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
-    """Brightness, contrast and saturation, in random order, each by a factor around 1.
+    """Scale brightness, contrast and saturation, in random order, by random factors.
 
-    The published recipe's colour augmentation where RandAugment is off.
+    The published recipe uses it where RandAugment is off.
 
     Args:
       image: RGB.
@@ -154,18 +157,18 @@ def random_erasing(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> np.ndarray:
-    """Replaces a random rectangle by the mean colour or by noise.
+    """Replace a random rectangle by the mean colour or by noise.
 
-    Source: Zhong et al., "Random Erasing Data Augmentation", arXiv 1708.04896. It is done on the
-    uint8 image, before mixing: 'const' is what normalises to zero and 'pixel' what normalises to
-    standard normal noise, up to rounding and clipping at 0 and 255.
+    Source: Zhong et al., "Random Erasing Data Augmentation", arXiv 1708.04896. It works on the
+    uint8 image, before mixing: "const" erases with what normalises to zero, "pixel" with what
+    normalises to standard normal noise, up to rounding and clipping at 0 and 255.
 
     Args:
       image: uint8 [H, W, 3].
       rng: source of all randomness.
       probability: of erasing anything.
       mode: "const" or "pixel".
-      area: smallest and largest share of the image.
+      area: smallest and largest share of the image's area.
       ratio: smallest and largest height / width, drawn log-uniformly.
       mean, std: per channel, on the 0..1 scale.
 
@@ -181,7 +184,7 @@ def random_erasing(
         return image
     height, width = image.shape[:2]
     for _ in range(10):
-        target = rng.uniform(*area) * height * width
+        target = rng.uniform(area[0], area[1]) * height * width
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         h, w = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if 0 < h < height and 0 < w < width:
@@ -199,7 +202,7 @@ def random_erasing(
 
 @functools.cache
 def _posterize_table(bits: int) -> list[int]:
-    # Pillow 13 refuses 0 bits, which the recipe has for magnitudes under 2.5: black.
+    # Not ImageOps.posterize: Pillow 13 refuses 0 bits, which magnitudes under 2.5 give (black).
     keep = 0xFF & ~(0xFF >> bits)
     return [value & keep for value in range(256)] * 3
 
@@ -256,21 +259,21 @@ def _cutout(image: Image.Image, call: Call) -> Image.Image:
 
 
 _OPS: dict[str, Callable[[Image.Image, Call], Image.Image]] = {
-    "AutoContrast": lambda p, c: ImageOps.autocontrast(p),
-    "Equalize": lambda p, c: ImageOps.equalize(p),
-    "Invert": lambda p, c: ImageOps.invert(p),
+    "AutoContrast": lambda image, call: ImageOps.autocontrast(image),
+    "Equalize": lambda image, call: ImageOps.equalize(image),
+    "Invert": lambda image, call: ImageOps.invert(image),
     "Rotate": _rotate,
-    "Posterize": lambda p, c: p.point(_posterize_table(int(4 * _level(c)))),
-    "Solarize": lambda p, c: p.point(_solarize_table(int(256 * _level(c)))),
-    "SolarizeAdd": lambda p, c: p.point(_solarize_add_table(int(110 * _level(c)))),
+    "Posterize": lambda image, call: image.point(_posterize_table(int(4 * _level(call)))),
+    "Solarize": lambda image, call: image.point(_solarize_table(int(256 * _level(call)))),
+    "SolarizeAdd": lambda image, call: image.point(_solarize_add_table(int(110 * _level(call)))),
     "Color": functools.partial(_enhance, ImageEnhance.Color),
     "Contrast": functools.partial(_enhance, ImageEnhance.Contrast),
     "Brightness": functools.partial(_enhance, ImageEnhance.Brightness),
     "Sharpness": functools.partial(_enhance, ImageEnhance.Sharpness),
-    "ShearX": lambda p, c: _affine(p, (1, _shear(c), 0, 0, 1, 0)),
-    "ShearY": lambda p, c: _affine(p, (1, 0, 0, _shear(c), 1, 0)),
-    "TranslateX": lambda p, c: _affine(p, (1, 0, _translate(c), 0, 1, 0)),
-    "TranslateY": lambda p, c: _affine(p, (1, 0, 0, 0, 1, _translate(c))),
+    "ShearX": lambda image, call: _affine(image, (1, _shear(call), 0, 0, 1, 0)),
+    "ShearY": lambda image, call: _affine(image, (1, 0, 0, _shear(call), 1, 0)),
+    "TranslateX": lambda image, call: _affine(image, (1, 0, _translate(call), 0, 1, 0)),
+    "TranslateY": lambda image, call: _affine(image, (1, 0, 0, 0, 1, _translate(call))),
     "Cutout": _cutout,
 }
 OP_NAMES = tuple(_OPS)

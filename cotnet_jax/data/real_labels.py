@@ -1,36 +1,30 @@
-"""ReaL labels: every class that is in a validation image of ImageNet, as people saw them.
+"""ReaL labels: every class that people see in a validation image of ImageNet.
 
-Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159. Their file is a JSON list with a list
-of classes for each image, in the order of the images' numbers; where nobody agreed it is empty.
+Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159. The published file is a JSON list
+with a list of classes for each image, in the order of the images' numbers; a list is empty where
+the annotators did not agree.
 """
 
-import contextlib
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-IMAGES = 50_000
-CLASSES = 1000
-_VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
+from cotnet_jax.data import imagenet
 
-
-def validation_number(file_name: str) -> int:
-    """293 for ILSVRC2012_val_00000293.JPEG, 0 for what is no validation image of ImageNet."""
-    match = _VALIDATION_NAME.fullmatch(file_name)
-    return int(match[1]) if match else 0
+_NUM_IMAGES = imagenet.NUM_IMAGES["validation"]
 
 
 def read_real_labels(path: str | Path) -> np.ndarray:
-    """The classes of every image: int32 [1 + 50,000, K], filled up with -1.
+    """Read the classes of every image: int32 [1 + 50,000, K], padded with -1.
 
-    Row n is of image number n, and row 0, of no image, has no classes. K is the largest number
-    of classes in one image.
+    Row n belongs to image number n; row 0, which belongs to no image, has no classes. K is the
+    largest number of classes in one image.
 
     Raises:
-      ValueError: there is no such file, or it is not of that form; says what is wrong first.
+      ValueError: there is no such file, or it has another format; the message says what is wrong.
     """
     try:
         lists = json.loads(Path(path).expanduser().read_text())
@@ -38,24 +32,26 @@ def read_real_labels(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: is not JSON: {error}") from None
-    form = f"must be a list of {IMAGES:,} lists of class numbers, as published"
-    if not isinstance(lists, list) or len(lists) != IMAGES:
+    form = f"must be a list of {_NUM_IMAGES:,} lists of class numbers, as published"
+    if not isinstance(lists, list) or len(lists) != _NUM_IMAGES:
         found = f"{len(lists):,} entries" if isinstance(lists, list) else type(lists).__name__
         raise ValueError(f"{path}: {form}; it has {found}")
     for index, labels in enumerate(lists):
         if not isinstance(labels, list) or not all(
-            type(label) is int and 0 <= label < CLASSES for label in labels
+            type(label) is int and 0 <= label < imagenet.NUM_CLASSES for label in labels
         ):
             raise ValueError(f"{path}: {form}; entry {index} is {str(labels)[:50]}")
-    table = np.full((1 + IMAGES, max(1, *map(len, lists))), -1, np.int32)
+    table = np.full((1 + _NUM_IMAGES, max(1, *map(len, lists))), -1, np.int32)
     for row, labels in zip(table[1:], lists, strict=True):
         row[: len(labels)] = labels
     return table
 
 
-def with_real_labels(batches: Iterator[dict], table: np.ndarray) -> Iterator[dict]:
-    """Gives each batch the entry "real": int32 [b, K], ``table``'s rows of its entry "number"."""
-    with contextlib.closing(batches):
-        for batch in batches:
-            numbers = batch.pop("number")
-            yield {**batch, "real": table[numbers]}
+def real_labels_of(element: Mapping[str, Any] | None, table: np.ndarray) -> np.ndarray:
+    """Return the ReaL labels of a source's element, int32 [K]: a row of ``table``.
+
+    Args:
+      element: what a source gives for an index, with its "file_name"; None for padding.
+      table: from :func:`read_real_labels`.
+    """
+    return table[imagenet.validation_number(element["file_name"]) if element else 0]

@@ -1,60 +1,72 @@
-"""Where images come from: TFDS datasets, prepared folders, the digits, or none at all."""
+"""Sources of images: TFDS datasets, prepared folders, the digits, synthetic noise."""
 
 import bisect
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cotnet_jax.data import digits
+from cotnet_jax.data import digits, imagenet
 
-_IMAGENET = "imagenet2012"
-_IMAGENET_SPLITS = {"train": 1_281_167, "validation": 50_000}
-_IMAGENET_CLASSES = tuple(f"class {index}" for index in range(1000))
+_SYNTHETIC_CLASS_NAMES = tuple(f"class {index}" for index in range(imagenet.NUM_CLASSES))
 _SYNTHETIC_MARGIN = 64
+_PREPARE_FOLDER = "  python -m cotnet_jax.data.prepare folder --source=IMAGES --output="
+
+
+class Element(TypedDict):
+    """One labelled image.
+
+    Attributes:
+      image: bytes of a compressed image, or pixels, uint8 [S, S, 3], that are used unchanged.
+      label: index of the class.
+      file_name: "" where the dataset has none.
+    """
+
+    image: bytes | np.ndarray
+    label: int
+    file_name: str
 
 
 class Source(Protocol):
-    """One split of a dataset, read in any order and from any thread.
+    """One split of a dataset, with random access from any thread."""
 
-    An element is {"image": bytes of a compressed image, or uint8 [S, S, 3] that is used as it
-    is, "label": int, "file_name": str, "" where the dataset has none}.
-    """
+    @property
+    def num_classes(self) -> int: ...
 
-    num_classes: int
-    class_names: Sequence[str]
+    @property
+    def class_names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, bytes | np.ndarray | int | str]: ...
+    def __getitem__(self, index: int) -> Element: ...
 
 
 class DatasetError(ValueError):
-    """The dataset that the configuration names cannot be read; says why and what to type."""
+    """The configured dataset cannot be read; the message says why and what to type."""
 
 
 def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
-    """Opens one split of the dataset named in config.data, or noise in its place.
+    """Open one split of the dataset named in config.data, or noise in its place.
 
     Args:
-      data: config.data; reads name, data_dir, fake and, for images of noise, image_size.
-      split: a split's name or a TFDS slice of it, such as "train" or "train[:10%]".
+      data: config.data; the fields name, data_dir, fake and, for noise, image_size are read.
+      split: name of a split or a TFDS slice of it, such as "train" or "train[:10%]".
 
     Raises:
-      DatasetError: no such dataset, split, or not in the ArrayRecord format.
+      DatasetError: the dataset or the split does not exist, or is not in the ArrayRecord format.
     """
     if data.name == "synthetic":
-        return Synthetic(split, data.image_size, _IMAGENET_SPLITS, _IMAGENET_CLASSES)
+        return Synthetic(split, data.image_size, imagenet.NUM_IMAGES, _SYNTHETIC_CLASS_NAMES)
     try:
         builder = _builder(data.name, data.data_dir)
     except DatasetError:
-        if data.fake and data.name == _IMAGENET:
-            return Synthetic(split, data.image_size, _IMAGENET_SPLITS, _IMAGENET_CLASSES)
+        if data.fake and data.name == imagenet.NAME:
+            return Synthetic(split, data.image_size, imagenet.NUM_IMAGES, _SYNTHETIC_CLASS_NAMES)
         raise
     source = TfdsSource(builder, split)
     if data.fake:
@@ -64,7 +76,7 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
 
 
 class TfdsSource:
-    """A split of a TFDS dataset on disk, images left compressed."""
+    """A split of a TFDS dataset on disk; its images stay compressed."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         info = builder.info
@@ -94,7 +106,7 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> dict[str, bytes | int | str]:
+    def __getitem__(self, index: int) -> Element:
         element = self._source[index]
         return {
             "image": element["image"],
@@ -108,10 +120,10 @@ class Synthetic:
     """Images of noise that cost next to nothing to make, for benchmarks and dry runs.
 
     Attributes:
-      split: as of ``open_source``.
-      image_size: side of the images, in pixels.
-      sizes: images of each split.
-      class_names: names of the classes, which take turns.
+      split: as in ``open_source``.
+      image_size: side of the images in pixels.
+      sizes: number of images in each split.
+      class_names: names of the classes; consecutive images have consecutive labels.
     """
 
     split: str
@@ -129,7 +141,7 @@ class Synthetic:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | int | str]:
+    def __getitem__(self, index: int) -> Element:
         part = bisect.bisect(self._ends, index)
         index = self._indices[part][index - self._ends[part]]
         top, left = divmod(index % _SYNTHETIC_MARGIN**2, _SYNTHETIC_MARGIN)
@@ -145,20 +157,19 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         return tfds.builder_from_directory(_version_dir(path))
     if name.startswith((".", "/", "~")):
         raise DatasetError(
-            f"config.data.name = {name!r}: there is no such folder; write one with\n"
-            f"  python -m cotnet_jax.data.prepare folder --source=IMAGES --output={name}"
+            f"config.data.name = {name!r}: no such folder; prepare it with\n{_PREPARE_FOLDER}{name}"
         )
     data_dir = data_dir or tfds.core.constants.DATA_DIR
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError:
         raise DatasetError(
-            f"config.data.name = {name!r} is neither a folder nor in {data_dir} nor known to TFDS; "
-            "use 'digits', 'synthetic', a TFDS name such as 'imagenet2012', or a folder written by"
-            "\n  python -m cotnet_jax.data.prepare folder --source=IMAGES --output=FOLDER"
+            f"config.data.name = {name!r} is neither a folder nor a dataset in {data_dir} or of "
+            f"TFDS; use 'digits', 'synthetic', a TFDS name such as {imagenet.NAME!r}, or a folder "
+            f"prepared by\n{_PREPARE_FOLDER}FOLDER"
         ) from None
     if not builder.is_prepared():
-        if builder.name == _IMAGENET:
+        if builder.name == imagenet.NAME:
             command = (
                 f"python -m cotnet_jax.data.prepare imagenet --source=SOURCE --output={data_dir}"
             )
@@ -169,14 +180,14 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
                 '.download_and_prepare()"'
             )
         raise DatasetError(
-            f"dataset {name!r} is not in {builder.data_dir}; say where it is with "
-            f"--config.data.data_dir=DATA_DIR, or write it with\n  {command}"
+            f"dataset {name!r} is not in {builder.data_dir}; set --config.data.data_dir=DATA_DIR "
+            f"if it is elsewhere, or prepare it with\n  {command}"
         )
     return builder
 
 
 def _version_dir(path: Path) -> Path:
-    """The folder with dataset_info.json: path itself, or the only such folder inside it."""
+    """Return the folder with dataset_info.json: path itself, or the only such folder inside."""
     if (path / "dataset_info.json").exists():
         return path
     found = sorted(info.parent for info in path.glob("*/dataset_info.json"))
@@ -186,14 +197,14 @@ def _version_dir(path: Path) -> Path:
         raise DatasetError(
             f"config.data.name = {str(path)!r} holds {what} (a folder with dataset_info.json)"
             + "".join(f"\n  {folder}" for folder in found)
-            + "\nname one of these, or write one with\n"
-            "  python -m cotnet_jax.data.prepare folder --source=IMAGES --output=FOLDER"
+            + ("\nname one of these, or prepare one with\n" if found else "\nprepare one with\n")
+            + f"{_PREPARE_FOLDER}FOLDER"
         )
     return found[0]
 
 
 def _slices(split: str, sizes: Mapping[str, int]) -> list[range]:
-    """Indices of a TFDS split string such as "train[:1024]", for each of its summands."""
+    """Return the range of indices of each summand of a TFDS split such as "train[:9]+test"."""
     infos = {
         name: tfds.core.SplitInfo(
             name=name, shard_lengths=[size], num_bytes=0, filename_template=None
@@ -204,8 +215,8 @@ def _slices(split: str, sizes: Mapping[str, int]) -> list[range]:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, KeyError, AssertionError) as error:
         raise DatasetError(
-            f"no split {split!r}; the made-up images have {', '.join(sizes)} (with "
-            "--config.data.fake=True instead of the name 'synthetic' any dataset keeps its own)"
+            f"no split {split!r}; the synthetic images have {', '.join(sizes)} (to get another "
+            "dataset's splits, name that dataset and set --config.data.fake=True)"
         ) from error
     return [
         range(part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)

@@ -1,8 +1,8 @@
-"""From compressed bytes to square uint8 images: decoding, crops, flips, evaluation's view.
+"""From compressed bytes to square uint8 images: decoding, crops, flips, the evaluation transform.
 
-Decoded images are NumPy arrays [H, W, 3], uint8, RGB; between the steps of augmentation they are
-Pillow's images, which spares a conversion a step. Randomness comes from the generator passed in
-and from nowhere else.
+Decoded images are NumPy arrays, uint8 [H, W, 3], RGB. Between the steps of augmentation they are
+Pillow images, which saves a conversion per step. All randomness comes from the generator passed
+in.
 """
 
 import io
@@ -13,6 +13,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+# File name suffixes, in lower case, by which images are found in folders.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -22,21 +25,21 @@ _CROP_ATTEMPTS = 10
 
 
 class DecodeError(ValueError):
-    """The bytes are no image that can be read to its end."""
+    """The bytes are not a complete image of a known format."""
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decodes an image of any format that Pillow reads.
+    """Decode an image of any format that Pillow reads.
 
-    JPEG goes through simplejpeg, which gives Pillow's pixels in two thirds of the time; what that
-    refuses (CMYK, a PNG named .JPEG, harmless damage) goes through Pillow. The orientation in a
-    JPEG's EXIF is not applied, as in the training of the published models.
+    JPEG is decoded by simplejpeg, which gives Pillow's pixels in two thirds of the time; what it
+    refuses (CMYK, a PNG named .JPEG, harmless damage) is decoded by Pillow. The EXIF orientation
+    is not applied, as in the training of the published models.
 
     Args:
       data: the whole compressed file.
 
     Returns:
-      uint8 [H, W, 3], RGB; greyscale is repeated, transparency dropped.
+      uint8 [H, W, 3], RGB. Greyscale is repeated over the channels, transparency is dropped.
 
     Raises:
       DecodeError: the image is truncated, damaged or of an unknown format.
@@ -49,44 +52,47 @@ def decode(data: bytes) -> np.ndarray:
         except ValueError:
             pass
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I;16"):
+        with Image.open(io.BytesIO(data)) as pil_image:
+            if pil_image.mode.startswith("I;16"):
                 # Pillow would clip 16-bit grey at 255 instead of scaling it.
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                grey = (np.asarray(pil_image) >> 8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=-1)
-            return np.array(image.convert("RGB"))
+            return np.array(pil_image.convert("RGB"))
     except UnidentifiedImageError as error:
-        raise DecodeError(f"{len(data)} bytes of no known image format") from error
+        raise DecodeError(f"not a known image format ({len(data)} bytes)") from error
     # Pillow's decoders raise whatever their format's parser meets (struct.error, SyntaxError, ...).
     except Exception as error:
         raise DecodeError(f"cannot decode an image of {len(data)} bytes: {error}") from error
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> Image.Image:
-    """Resizes with antialiasing, as Pillow up to 12 does: first horizontally, then vertically.
+    """Resize with antialiasing, first horizontally, then vertically, as Pillow up to 12 does.
 
-    Pillow rounds to uint8 between its two passes and from version 13 takes the vertical one first
-    for some tall images, so both are asked for one by one to get the same pixels everywhere.
+    Pillow rounds to uint8 between the two passes, and since version 13 it does the vertical pass
+    first for some tall images. Doing the passes one by one gives the same pixels with any version.
 
     Args:
       image: uint8 [H, W, 3].
-      height, width: of the result, in pixels.
+      height, width: size of the result in pixels.
       interpolation: "bicubic" or "bilinear".
 
     Returns:
-      RGB image of that size.
+      RGB image of height x width.
+
+    Raises:
+      ValueError: unknown interpolation.
     """
     if interpolation not in _FILTERS:
         raise ValueError(
             f"config.data.interpolation is {interpolation!r}; use one of {', '.join(_FILTERS)}"
         )
     resample = _FILTERS[interpolation]
-    image = Image.fromarray(image)
-    if image.width != width:
-        image = image.resize((width, image.height), resample)
-    if image.height != height:
-        image = image.resize((width, height), resample)
-    return image
+    pil_image = Image.fromarray(image)
+    if pil_image.width != width:
+        pil_image = pil_image.resize((width, pil_image.height), resample)
+    if pil_image.height != height:
+        pil_image = pil_image.resize((width, height), resample)
+    return pil_image
 
 
 def crop_box(
@@ -97,16 +103,16 @@ def crop_box(
     scale: Sequence[float],
     ratio: Sequence[float],
 ) -> tuple[int, int, int, int]:
-    """Draws the window of a random resized crop.
+    """Draw the box of a random resized crop.
 
-    The area is uniform in `scale` of the image's, width / height log-uniform in `ratio`; after
-    ten windows that do not fit, the largest central one whose ratio is allowed. Source: Szegedy
-    et al., "Going Deeper with Convolutions", arXiv 1409.4842, section 6.
+    Its share of the image's area is uniform in `scale`, its width / height log-uniform in `ratio`.
+    After ten boxes that do not fit into the image, the largest central box with an allowed ratio
+    is used. Source: Szegedy et al., "Going Deeper with Convolutions", arXiv 1409.4842, section 6.
 
     Args:
-      height, width: of the image, in pixels.
+      height, width: size of the image in pixels.
       rng: source of all randomness.
-      scale: smallest and largest share of the area.
+      scale: smallest and largest share of the image's area.
       ratio: smallest and largest width / height.
 
     Returns:
@@ -139,31 +145,40 @@ def random_resized_crop(
     ratio: Sequence[float],
     interpolation: str,
 ) -> Image.Image:
-    """Cuts out a random window (see crop_box) and resizes it.
+    """Crop a random box (see ``crop_box``) and resize it to a square.
 
     Args:
       image: uint8 [H, W, 3].
       size: side of the result in pixels.
       rng: source of all randomness.
-      scale, ratio: see crop_box.
+      scale, ratio: as in ``crop_box``.
       interpolation: "bicubic" or "bilinear".
 
     Returns:
-      RGB image, size x size.
+      RGB image of size x size.
     """
-    top, left, h, w = crop_box(*image.shape[:2], rng, scale=scale, ratio=ratio)
+    height, width = image.shape[:2]
+    top, left, h, w = crop_box(height, width, rng, scale=scale, ratio=ratio)
     return resize(image[top : top + h, left : left + w], size, size, interpolation)
 
 
 def random_flip(image: Image.Image, rng: np.random.Generator, probability: float) -> Image.Image:
-    """Mirrors left and right with the given probability."""
+    """Flip left to right with the given probability."""
     if rng.random() < probability:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return image
 
 
 def central_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Cuts the centre [size, size, 3] out of [H, W, 3], with zeros where the image is smaller."""
+    """Crop the centre of an image and pad it with zeros where the image is smaller.
+
+    Args:
+      image: [H, W, 3] of any dtype.
+      size: side of the result in pixels.
+
+    Returns:
+      [size, size, 3] of the image's dtype.
+    """
     height, width = image.shape[:2]
     top, left = round((height - size) / 2), round((width - size) / 2)
     out = np.zeros((size, size, 3), image.dtype)
@@ -174,12 +189,12 @@ def central_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def eval_transform(image: np.ndarray, size: int, *, crop: float, interpolation: str) -> np.ndarray:
-    """Evaluation's view: the short side resized to floor(size / crop), then the central square.
+    """Resize the short side to floor(size / crop), then crop the central square.
 
     Args:
       image: uint8 [H, W, 3].
       size: side of the result in pixels.
-      crop: share of the resized short side that is kept.
+      crop: share of the resized short side that the crop keeps.
       interpolation: "bicubic" or "bilinear".
 
     Returns:

@@ -1,11 +1,11 @@
-"""Worker processes that outlive a signal to the whole process group, but not the main process."""
+"""Worker processes that survive signals to the process group, but not the main process's end."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing import resource_tracker
 from typing import Any
 from unittest import mock
@@ -14,55 +14,57 @@ import grain
 
 
 class WorkerLostError(RuntimeError):
-    """A worker process ended by itself; says what to do."""
+    """A worker process was lost; the message says what to do."""
 
 
 class StartTogether(grain.IterDataset):
-    """A dataset with workers (``mp_prefetch``), which start all at once.
+    """A dataset with workers (``mp_prefetch``) that start all at once.
 
-    Grain starts a worker when it first needs it, so that each waits until the one before has
-    imported everything and made its first element.
+    Grain starts a worker when its first element is needed, so that each waits until the previous
+    one has imported everything and made an element.
     """
 
     def __iter__(self) -> grain.DatasetIterator:
         iterator = iter(self._parent)
-        # The state asks for the workers' own iterators, which are made then.
+        # Reading the state creates the workers' iterators.
         iterator.get_state()
         iterator.start_prefetch()
         return iterator
 
 
-def read_with_workers(dataset: grain.IterDataset) -> Iterator[Any]:
-    """Yields from a dataset that ends in a ``ThreadPrefetchIterDataset``; close() ends its workers.
+def read_with_workers(dataset: grain.IterDataset) -> Generator[Any, None, None]:
+    """Iterate over a dataset that ends in a ``ThreadPrefetchIterDataset``.
+
+    Closing the generator ends the threads and workers.
 
     Raises:
       WorkerLostError: a worker was killed.
     """
-    with _sheltered_from_signals():
+    with _signals_blocked():
         iterator = iter(dataset)
         iterator.start_prefetch()
     try:
         yield from iterator
     except RuntimeError as error:
-        # Grain has no type of its own for this.
+        # Grain has no exception type for this.
         if "Worker process was terminated" not in str(error):
             raise
         raise WorkerLostError(
-            "one of the processes that decode images was lost, probably killed by the system "
-            "because memory ran out. Choose fewer --config.data.num_workers, then start the same "
-            "command again."
+            "a process that decodes images was lost, probably killed because memory ran out. "
+            "Run the same command again with fewer --config.data.num_workers."
         ) from None
     finally:
         iterator.close()
 
 
-def end_with_main_process(worker: int, workers: int) -> None:
-    """Called in a new worker, as Grain's ``worker_init_fn``.
+def exit_with_main_process(worker_index: int, worker_count: int) -> None:
+    """Make a new worker exit when the main process ends; for Grain's ``worker_init_fn``.
 
-    Grain ends its workers itself when it can; a main process that is killed cannot.
+    Grain ends its workers itself, but not when the main process is killed.
     """
-    del worker, workers
+    del worker_index, worker_count
     main = multiprocessing.parent_process()
+    assert main is not None
 
     def wait_and_exit():
         main.join()
@@ -72,18 +74,18 @@ def end_with_main_process(worker: int, workers: int) -> None:
 
 
 @contextlib.contextmanager
-def _sheltered_from_signals() -> Iterator[None]:
-    """Threads and processes started inside never get SIGTERM or SIGINT, nor do their children.
+def _signals_blocked() -> Iterator[None]:
+    """Block SIGTERM and SIGINT in the threads and processes that are started inside.
 
-    Schedulers and terminals send these to all processes of a run. The main process decides what
-    follows, and needs its workers until it has.
+    Schedulers and terminals send these to all processes of a run. The main process decides how to
+    stop, and needs its workers until then.
     """
-    # Started later, by the first queue, it would let the signals through again. It warns after the
-    # main process has said its last word, of what an interrupted one left for it to clean up.
+    # Started later, by the first queue, the resource tracker would unblock the signals. Its warning
+    # of what an interrupted run left to clean up would come after the main process's last message.
     with mock.patch.dict(os.environ, PYTHONWARNINGS="ignore:resource_tracker"):
         resource_tracker.ensure_running()
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)

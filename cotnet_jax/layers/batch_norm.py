@@ -3,28 +3,31 @@
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 
 class BatchNorm(nn.Module):
-    """Normalises every channel over all other axes.
+    """Normalise every channel over all other axes.
 
-    Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, algorithm 1. As in PyTorch the
-    batch is normalised by the biased variance, and the running variance takes the unbiased one.
-    Statistics are computed and kept in at least float32.
+    Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, algorithm 1. As in PyTorch, a batch
+    is normalised by its biased variance, and the running variance is updated with the unbiased one.
+    Statistics are computed and stored in at least float32.
+
+    Parameters ``scale`` and ``bias`` [C]; collection "batch_stats": ``mean`` and ``var`` [C].
 
     Attributes:
-      use_running_average: normalise by the running statistics, and leave them as they are.
-      frozen: do so whatever ``use_running_average`` says, in training too; scale and bias remain
-        parameters, with their gradients.
-      momentum: share of the running statistics that an update keeps.
+      use_running_average: normalise by the running statistics, and do not update them.
+      frozen: the same, whatever ``use_running_average`` is: for fine-tuning with fixed statistics.
+        Scale and bias are still trained.
+      momentum: weight of the old running statistics in an update.
       epsilon: added to the variance.
-      axis_name: mesh axis over which the batch's statistics are shared; None keeps them local.
+      axis_name: mesh axis over which batch statistics are averaged; None keeps them per device.
       dtype: of the result.
       param_dtype: of scale, bias and running statistics.
-      scale_init: initial scale.
+      scale_init: initializer of the scale.
     """
 
     use_running_average: bool = True
@@ -32,38 +35,55 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     scale_init: Callable = nn.initializers.ones
 
-    @nn.compact
-    def __call__(self, x: jax.Array, fold: bool = False) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """[..., C] -> [..., C]; raises ValueError for a training batch of one value a channel.
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+        """Normalise x, and update "batch_stats" unless the running statistics are used.
 
-        With ``fold``, which needs running statistics, the result is the pair (multiplier,
-        shift), both [C], of the normalisation x * multiplier + shift; x gives its shape alone.
+        Raises:
+          ValueError: a batch to take statistics from has a single value in each channel.
         """
-        shape = x.shape[-1:]
-        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
-        running = self.use_running_average or self.frozen
-        if running:
+        scale, bias, running_mean, running_var = self._variables(x.shape[-1])
+        if self.use_running_average or self.frozen:
             mean, var = running_mean.value, running_var.value
         else:
             mean, var, count = self._batch_statistics(x)
             if not self.is_initializing():
                 unbiased = var * (count / (count - 1))
-                for kept, batch in ((running_mean, mean), (running_var, unbiased)):
-                    kept.value = self.momentum * kept.value + (1 - self.momentum) * batch
+                for running, batch in ((running_mean, mean), (running_var, unbiased)):
+                    running.value = self.momentum * running.value + (1 - self.momentum) * batch
         multiplier = scale * lax.rsqrt(var + self.epsilon)
-        if fold:
-            if not running:
-                raise ValueError("BatchNorm folds running statistics only, not those of a batch")
-            return multiplier, bias - mean * multiplier
         y = (x.astype(multiplier.dtype) - mean) * multiplier + bias
         return y.astype(self.dtype)
+
+    def scale_and_shift(self, channels: int) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+        """Return (multiplier, shift) such that the normalised x is ``x * multiplier + shift``.
+
+        For kernels that apply the normalisation themselves; both are in ``param_dtype``.
+
+        Raises:
+          ValueError: the module normalises by the statistics of the batch.
+        """
+        if not (self.use_running_average or self.frozen):
+            raise ValueError(
+                "BatchNorm.scale_and_shift: running statistics only, not those of a batch; "
+                "set use_running_average=True or frozen=True"
+            )
+        scale, bias, running_mean, running_var = self._variables(channels)
+        multiplier = scale * lax.rsqrt(running_var.value + self.epsilon)
+        return multiplier, bias - running_mean.value * multiplier
+
+    @nn.compact
+    def _variables(self, channels):
+        shape = (channels,)
+        return (
+            self.param("scale", self.scale_init, shape, self.param_dtype),
+            self.param("bias", nn.initializers.zeros, shape, self.param_dtype),
+            self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype),
+            self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype),
+        )
 
     def _batch_statistics(self, x):
         """Mean and biased variance [C] in one pass over x, and the number of values in each."""
@@ -72,9 +92,9 @@ class BatchNorm(nn.Module):
             count *= lax.axis_size(self.axis_name)
         if count < 2:
             raise ValueError(
-                f"BatchNorm {'/'.join(self.path)} sees {count} value a channel in a training batch "
-                f"of shape {x.shape}, where a variance needs two: give every device at least two "
-                "images, or share the statistics over devices (sync_batch_norm)"
+                f"BatchNorm {'/'.join(self.path)} has {count} value per channel in a training "
+                f"batch of shape {x.shape}, and a variance needs two: give every device at least "
+                "two images, or average the statistics over devices (sync_batch_norm)"
             )
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(x.ndim - 1))

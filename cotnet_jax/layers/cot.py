@@ -1,61 +1,74 @@
-"""The Contextual Transformer block, as CoT (one channel group) and CoXt (two).
+"""The Contextual Transformer block: CoT, and CoXt with two channel groups.
 
 Li et al., "Contextual Transformer Networks for Visual Recognition", arXiv 2107.12292, section 3.2
-and figure 2(b). The fusion of the two contexts is that of the published code, a selective-kernel
-attention (Li et al., "Selective Kernel Networks", arXiv 1903.06586, section 3.1).
+and figure 2(b). The two contexts are fused as in the authors' code, by selective-kernel attention
+(Li et al., "Selective Kernel Networks", arXiv 1903.06586, section 3.1).
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.conv import Conv
-from cotnet_jax.layers.group_norm import TapGroupNorm
+from cotnet_jax.layers.group_norm import WeightGroupNorm
 from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
 from cotnet_jax.ops.local_aggregation.plain import local_aggregation
 
-# Channels that share one aggregation weight.
-SHARE = 8
+# One aggregation weight is shared by this many channels.
+CHANNELS_PER_WEIGHT = 8
 
 
 class CoTLayer(nn.Module):
-    """Replaces a K x K convolution [N, H, W, C] -> [N, H, W, C].
+    """Contextual Transformer block [N, H, W, C] -> [N, H, W, C], in place of a K x K convolution.
 
-    A static context is convolved from the input; from input and context together every pixel
-    learns K x K weights; the values around it, summed with them, are its dynamic context; an
-    attention over channels joins both contexts.
+    Attention over the K x K neighbourhood of each pixel. Its weights are not products of queries
+    and keys: a 1x1 convolution predicts them from the pixel and its context. ``|`` concatenates
+    channels, and ``*`` is ``local_aggregation``, the sum of a pixel's neighbours with its weights::
 
-    With ``mutable=["intermediates"]`` it gives, for a look inside: ``aggregation_weights``
-    [N, H, W, G, K*K, C/8/G], ``static`` and ``dynamic`` [N, H, W, C], and ``dynamic_share``
-    [N, C], how much of the result is the dynamic context; ``cotnet_jax.models.contexts``
-    collects them.
+        static  = ReLU(BN(conv_KxK(x)))                                   [N, H, W, C]
+        values  = BN(conv_1x1(x))                                         [N, H, W, C]
+        weights = conv_1x1(ReLU(BN(conv_1x1(x | static))))                [N, H, W, G, K*K, Cw]
+        dynamic = SiLU(BN(WeightGroupNorm(weights) * values))             [N, H, W, C]
+        share   = softmax(conv_1x1(ReLU(BN(conv_1x1(mean(static + dynamic))))))   [N, C] each
+        y       = share_dynamic * dynamic + share_static * static
+
+    ``mean`` is over H and W, and the softmax over the two contexts. Each of the G groups has
+    Cw = C / 8 / G weight channels: in a group, channels c, c + Cw, ... c + 7 Cw share a weight.
+
+    ``mutable=["intermediates"]`` returns ``aggregation_weights`` (normalised), ``static``,
+    ``dynamic`` and ``dynamic_share`` [N, C] as well; ``cotnet_jax.cot_contexts`` collects them.
 
     Attributes:
-      kernel_size: K, odd, of the static context and of the aggregation.
-      groups: channel groups G of every step but the static context: 1 is CoT, 2 is CoXt.
-      key_groups: channel groups of the static context's convolution: 4 in CoT, 8 in CoXt.
-      conv, norm, weight_norm: convolution, batch normalisation and the normalisation of the
-        aggregation weights, to bind dtypes with ``functools.partial``.
-      fused: normalise the aggregation weights while they are read, and in inference normalise and
-        activate the result before it is written, where a kernel does so.
+      kernel_size: K, odd.
+      groups: G, channel groups of every step except ``static`` and ``share``: 1 in CoT, 2 in CoXt.
+      key_groups: channel groups of the convolution of ``static``: 4 in CoT, 8 in CoXt.
+      conv, norm, weight_norm: constructors of the convolutions, the batch normalisations and the
+        normalisation of the weights, for example ``functools.partial(Conv, dtype=jnp.bfloat16)``.
+      fused: let the aggregation normalise its weights and, in inference, apply the batch
+        normalisation and SiLU after it, which saves memory traffic where a kernel does it.
       implementation: as in ``local_aggregation``.
     """
 
     kernel_size: int = 3
     groups: int = 1
     key_groups: int = 4
-    conv: type[nn.Module] = Conv
-    norm: type[nn.Module] = BatchNorm
-    weight_norm: type[nn.Module] = TapGroupNorm
+    conv: Callable[..., nn.Module] = Conv
+    norm: Callable[..., nn.Module] = BatchNorm
+    weight_norm: Callable[..., nn.Module] = WeightGroupNorm
     fused: bool = True
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """[N, H, W, C] -> [N, H, W, C]; raises ValueError where C does not suit the groups."""
+    def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H W C"]:
+        """Return the block's output; ``train`` normalises by, and records, batch statistics.
+
+        Raises:
+          ValueError: C is not a multiple of ``8 * groups`` and of ``key_groups``.
+        """
         self._check(x)
         channels = x.shape[-1]
         norm = functools.partial(self.norm, use_running_average=not train)
@@ -72,50 +85,55 @@ class CoTLayer(nn.Module):
 
     def _check(self, x):
         channels = x.shape[-1]
-        for divisor, what in (
-            (self.groups * SHARE, f"groups * {SHARE}"),
+        for divisor, name in (
+            (self.groups * CHANNELS_PER_WEIGHT, f"groups * {CHANNELS_PER_WEIGHT}"),
             (self.key_groups, "key_groups"),
         ):
             if channels % divisor:
                 raise ValueError(
-                    f"CoTLayer: {channels} channels are not a multiple of {what} = {divisor} "
+                    f"CoTLayer: {channels} channels are not a multiple of {name} = {divisor} "
                     f"(input {x.shape})"
                 )
 
     def _weights(self, x, static, norm):
-        """Aggregation weights [N, H, W, G, K*K, C/8/G], before their normalisation."""
+        """Aggregation weights [N, H, W, G, K*K, Cw], before their normalisation."""
         *pixels, channels = x.shape
         by_group = (*pixels, self.groups, channels // self.groups)
         both = jnp.concatenate([x.reshape(by_group), static.reshape(by_group)], axis=-1)
         both = both.reshape(*pixels, 2 * channels)
         hidden = self.conv(channels // 2, groups=self.groups, name="weight_conv1")(both)
         hidden = nn.relu(norm(name="weight_bn")(hidden))
-        taps = self.kernel_size**2
+        positions = self.kernel_size**2
+        weight_channels = channels // CHANNELS_PER_WEIGHT
         weights = self.conv(
-            taps * channels // SHARE, groups=self.groups, use_bias=True, name="weight_conv2"
+            positions * weight_channels, groups=self.groups, use_bias=True, name="weight_conv2"
         )(hidden)
-        return weights.reshape(*pixels, self.groups, taps, channels // SHARE // self.groups)
+        return weights.reshape(*pixels, self.groups, positions, weight_channels // self.groups)
 
     def _dynamic(self, values, weights, norm, train):
         """Dynamic context [N, H, W, C]: the aggregation, its batch normalisation and SiLU."""
         weight_norm, norm = self.weight_norm(name="weight_norm"), norm(name="bn")
+        # Fused kernels never store the normalised weights.
         if not self.fused or self.is_mutable_collection("intermediates"):
             weights = weight_norm(weights)
             self.sow("intermediates", "aggregation_weights", weights)
-            return nn.silu(
-                norm(local_aggregation(values, weights, implementation=self.implementation))
-            )
+            y = local_aggregation(values, weights, implementation=self.implementation)
+            return nn.silu(norm(y))
         aggregate = functools.partial(
-            normalized_local_aggregation, values, implementation=self.implementation
+            normalized_local_aggregation,
+            values,
+            weights,
+            *weight_norm.scale_and_bias(weights.shape[3:]),
+            epsilon=weight_norm.epsilon,
+            implementation=self.implementation,
         )
         if train:
-            return nn.silu(norm(weight_norm(weights, aggregate)))
-        multiplier, shift = norm(values, fold=True)
-        aggregate = functools.partial(aggregate, output_scale=multiplier, output_shift=shift)
-        return weight_norm(weights, aggregate)
+            return nn.silu(norm(aggregate()))
+        output_scale, output_shift = norm.scale_and_shift(values.shape[-1])
+        return aggregate(output_scale=output_scale, output_shift=output_shift)
 
     def _fuse(self, dynamic, static, norm):
-        """Per channel, a softmax over the two contexts, from their mean over all pixels."""
+        """Mix the contexts in each channel by a softmax, predicted from their mean over pixels."""
         channels = static.shape[-1]
         pooled = (dynamic + static).mean((1, 2), keepdims=True)
         hidden = self.conv(max(channels // 2, 32), use_bias=True, name="fusion_conv1")(pooled)

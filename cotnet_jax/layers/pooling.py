@@ -1,28 +1,37 @@
-"""The poolings of the published models, on [N, H, W, C]."""
+"""The poolings of the published models, [N, H, W, C] -> [N, ceil(H / s), ceil(W / s), C]."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
-def average_pool_3x3(x: jax.Array, strides: int) -> jax.Array:
-    """Mean of 3x3 with one pixel of zeros around, which the mean counts."""
+def average_pool_3x3(
+    x: Float[Array, "N H W C"], strides: int
+) -> Float[Array, "N -(-H//{strides}) -(-W//{strides}) C"]:
+    """Average 3x3 windows of x padded with one pixel of zeros, which count in the average."""
     return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
 
 
-def average_pool_2x2(x: jax.Array, strides: int) -> jax.Array:
-    """Mean of 2x2; at an odd edge, of the pixels that are there (``ceil`` mode)."""
+def average_pool_2x2(
+    x: Float[Array, "N H W C"], strides: int
+) -> Float[Array, "N -(-H//{strides}) -(-W//{strides}) C"]:
+    """Average 2x2 windows; a window over an odd edge averages its pixels inside (ceil mode)."""
     padding = [(0, size % 2) for size in x.shape[1:3]]
     return nn.avg_pool(x, (2, 2), (strides, strides), padding, count_include_pad=False)
 
 
-def max_pool_3x3(x: jax.Array, strides: int) -> jax.Array:
-    """Maximum of 3x3 with one pixel of padding, which never wins."""
+def max_pool_3x3(
+    x: Float[Array, "N H W C"], strides: int
+) -> Float[Array, "N -(-H//{strides}) -(-W//{strides}) C"]:
+    """Take the maximum of 3x3 windows; pixels outside the image never win."""
     return nn.max_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
 
 
-def blur_pool(x: jax.Array, strides: int) -> jax.Array:
-    """Binomial 3x3 filter, then subsampling, with the image mirrored about its edge pixels.
+def blur_pool(
+    x: Float[Array, "N H W C"], strides: int
+) -> Float[Array, "N -(-H//{strides}) -(-W//{strides}) C"]:
+    """Filter with the 3x3 binomial kernel, edges mirrored (reflect padding), and subsample.
 
     Zhang, "Making Convolutional Networks Shift-Invariant Again", arXiv 1904.11486, section 3.2.
     """

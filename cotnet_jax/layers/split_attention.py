@@ -1,34 +1,41 @@
-"""Split attention of radix 1, the second kind of spatial layer in SE-CoTNetD."""
+"""Split attention of radix 1, the other spatial layer of SE-CoTNetD."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.conv import Conv
 
 
 class SplitAttention(nn.Module):
-    """A 3x3 convolution whose channels are then gated from their means.
+    """Convolve 3x3, then gate every channel by a function of all channels' means.
 
     Zhang et al., "ResNeSt: Split-Attention Networks", arXiv 2004.08955, section 3.1, with one
-    split, where the softmax over splits becomes a sigmoid.
+    split, where the softmax over splits becomes a sigmoid::
+
+        z = SiLU(BN(conv3x3(x)))
+        y = z * sigmoid(conv1x1(SiLU(BN(conv1x1(mean over H, W of z)))))
 
     Attributes:
-      strides: step of rows and columns.
-      dilation: distance of the convolution's neighbouring taps.
-      conv, norm: convolution and batch normalisation, to bind dtypes with ``functools.partial``.
+      strides: of the 3x3 convolution.
+      dilation: of the 3x3 convolution.
+      conv, norm: constructors of the convolutions and batch normalisations, for example
+        ``functools.partial(Conv, dtype=jnp.bfloat16)``.
     """
 
     strides: int = 1
     dilation: int = 1
-    conv: type[nn.Module] = Conv
-    norm: type[nn.Module] = BatchNorm
+    conv: Callable[..., nn.Module] = Conv
+    norm: Callable[..., nn.Module] = BatchNorm
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "N H W C"], train: bool = False
+    ) -> Float[Array, "N -(-H//{self.strides}) -(-W//{self.strides}) C"]:
         """[N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), C]."""
         channels = x.shape[-1]
         norm = functools.partial(self.norm, use_running_average=not train)

@@ -1,4 +1,4 @@
-"""The networks: their table, and what is inside them."""
+"""The networks, their variants, and a look at the contexts inside them."""
 
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
 

@@ -1,36 +1,48 @@
-"""The CoTNet backbone: stem, four stages of bottlenecks, classifier.
+"""The CoTNets: a stem, four stages of bottlenecks, and a classifier.
 
 Li et al., "Contextual Transformer Networks for Visual Recognition", arXiv 2107.12292, section 3.3;
-He et al., "Deep Residual Learning", arXiv 1512.03385, for the residual net around it.
+He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, for the ResNet that
+they modify.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from cotnet_jax.layers import initializers, pooling
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.conv import Conv
 from cotnet_jax.layers.cot import CoTLayer
 from cotnet_jax.layers.drop_path import DropPath
-from cotnet_jax.layers.group_norm import TapGroupNorm
+from cotnet_jax.layers.group_norm import WeightGroupNorm
 from cotnet_jax.layers.split_attention import SplitAttention
 from cotnet_jax.models.variants import VARIANTS, Variant, get_variant
 
+# Output channels of a bottleneck, as a multiple of its planes.
 EXPANSION = 4
 
 
 class Stem(nn.Module):
-    """First convolutions; ``stem_width`` as in Variant."""
+    """The first convolutions, which halve the resolution.
+
+    Attributes:
+      stem_width: as in ``Variant``.
+      conv, norm: constructors of the convolutions and batch normalisations.
+    """
 
     stem_width: int
-    conv: type[nn.Module]
-    norm: type[nn.Module]
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "N H W channels"], train: bool
+    ) -> Float[Array, "N -(-H//2) -(-W//2) features"]:
         """[N, H, W, channels] -> [N, ceil(H / 2), ceil(W / 2), 64 or 2 * stem_width]."""
         norm = functools.partial(self.norm, use_running_average=not train)
         if self.stem_width:
@@ -45,16 +57,16 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Residual block whose 3x3 convolution is a CoT layer or split attention.
+    """Residual bottleneck with a CoT layer, or split attention, in place of its 3x3 convolution.
 
     Attributes:
-      width: channels of the spatial layer.
-      features: channels of the result.
+      width: channels of the spatial layer, that is of the CoT layer or split attention.
+      features: output channels.
       strides, dilation: of the spatial layer; CoT layers are never dilated.
       split_attention: split attention in place of the CoT layer.
-      cardinality, average_down, blur: as in Variant.
-      drop_path_rate: probability to leave out a sample's branch in training.
-      conv, norm, cot: the layers, with everything bound that does not differ between blocks.
+      cardinality, average_down, blur: as in ``Variant``.
+      drop_path_rate: probability of dropping a sample's residual branch in training.
+      conv, norm, cot: constructors of the layers, with the options that all blocks have in common.
     """
 
     width: int
@@ -66,12 +78,14 @@ class Bottleneck(nn.Module):
     average_down: bool
     blur: bool
     drop_path_rate: float
-    conv: type[nn.Module]
-    norm: type[nn.Module]
-    cot: type[nn.Module]
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    cot: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "N H W in"], train: bool
+    ) -> Float[Array, "N -(-H//{self.strides}) -(-W//{self.strides}) {self.features}"]:
         """[N, H, W, in] -> [N, ceil(H / strides), ceil(W / strides), features]."""
         norm = functools.partial(self.norm, use_running_average=not train)
         y = nn.relu(norm(name="bn1")(self.conv(self.width, name="conv1")(x)))
@@ -82,18 +96,19 @@ class Bottleneck(nn.Module):
         return nn.relu(y + self._shortcut(x, norm))
 
     def _spatial(self, y, train):
-        pooled = self.strides > 1
+        """The spatial layer, and the pooling that gives it its strides."""
         if self.split_attention:
-            # Without blur the convolution takes the stride itself, and nothing is pooled.
+            # Without blur the convolution has the strides itself, and nothing is pooled.
+            strides, pooled = (1, self.strides > 1) if self.blur else (self.strides, False)
             layer = SplitAttention(
-                strides=1 if self.blur else self.strides,
+                strides=strides,
                 dilation=self.dilation,
                 conv=self.conv,
                 norm=self.norm,
                 name="split_attention",
             )
-            pooled = pooled and self.blur
         else:
+            pooled = self.strides > 1
             layer = self.cot(
                 groups=self.cardinality,
                 key_groups=4 if self.cardinality == 1 else 8,
@@ -116,31 +131,32 @@ class Bottleneck(nn.Module):
 
 
 class CoTNet(nn.Module):
-    """An image classifier; make one with ``create_model``.
+    """An image classifier; build one with ``create_model``.
 
-    With ``mutable=["intermediates"]`` it gives ``stem_features`` and ``stage1_features`` to
-    ``stage4_features``, each [N, h, w, channels], for use as a backbone.
+    Parameters are in the collection "params", running statistics in "batch_stats". With
+    ``mutable=["intermediates"]`` the stages' features are returned as well, for use as a backbone:
+    ``stem_features``, and ``stage1_features`` to ``stage4_features``, each [N, h, w, channels].
 
     Attributes:
-      variant: entry of the table of models.
-      num_classes: length of the logits; 0 gives the pooled features [N, channels] instead.
-      dtype: of the activations; logits are in at least float32.
+      variant: the entry of ``VARIANTS`` to build.
+      num_classes: number of logits; 0 returns the pooled features [N, channels] instead.
+      dtype: of the activations. Pooled features and logits are in at least float32.
       param_dtype: of parameters and running statistics.
-      drop_rate: dropout before the classifier, in training.
-      drop_path_rate: drop path of the last block, in training; earlier ones rise to it from 0.
-      output_stride: 8, 16 or 32, input pixels to a pixel of the last stage. Below 32 the last
-        stages keep their size, and their split-attention convolutions are dilated instead.
-      bn_axis_name: mesh axis over which batch statistics are shared; None keeps them local.
-      freeze_batch_norm: training normalises by the running statistics, as inference does, and
-        leaves them as they are; scales and biases are trained.
-      fused, implementation: as in ``CoTLayer``, to turn the fused kernel off and to choose the
-        aggregation's form.
+      drop_rate: dropout rate before the classifier, in training.
+      drop_path_rate: drop-path rate of the last block, in training; it rises linearly from 0 in
+        the first.
+      output_stride: 8, 16 or 32, the total stride of the last stage. Below 32, the last stages
+        keep their resolution and dilate their split-attention convolutions instead.
+      bn_axis_name: mesh axis over which batch statistics are averaged; None keeps them per device.
+      freeze_batch_norm: in training, too, normalise by the running statistics and do not update
+        them; scales and biases are still trained.
+      fused, implementation: as in ``CoTLayer``.
     """
 
     variant: Variant
     num_classes: int = 1000
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     output_stride: int = 32
@@ -150,8 +166,11 @@ class CoTNet(nn.Module):
     implementation: str | None = None
 
     @property
-    def default_cfg(self) -> dict:
-        """What the published weights were evaluated with, and their accuracy in percent."""
+    def default_cfg(self) -> dict[str, Any]:
+        """How the published weights were evaluated, and their accuracy in percent (or None).
+
+        ``input_size`` is (H, W, channels); ``mean`` and ``std`` are those of RGB values in 0..1.
+        """
         v = self.variant
         return {
             "input_size": (v.input_size, v.input_size, 3),
@@ -164,22 +183,29 @@ class CoTNet(nn.Module):
         }
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Classifies normalised images [N, H, W, channels], of any size -> [N, num_classes].
+    def __call__(
+        self, images: Float[Array, "N H W channels"], train: bool = False
+    ) -> Float[Array, "N classes"]:
+        """Return the logits [N, num_classes] of normalised images [N, H, W, channels].
 
-        Training takes the random stream "dropout" where a drop rate is not 0, and updates the
-        collection "batch_stats" unless that is frozen.
+        ``train`` normalises by batch statistics, which updates the collection "batch_stats", and
+        draws from the RNG "dropout" where a drop rate is not 0.
+
+        Raises:
+          ValueError: ``images`` has not four axes, or no pixels or channels.
         """
         if images.ndim != 4 or 0 in images.shape[1:]:
             raise ValueError(f"images must be [N, H, W, channels], none of them 0: {images.shape}")
-        bound = functools.partial(functools.partial, dtype=self.dtype, param_dtype=self.param_dtype)
-        conv = bound(Conv)
-        norm = bound(BatchNorm, axis_name=self.bn_axis_name, frozen=self.freeze_batch_norm)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = functools.partial(Conv, **dtypes)
+        norm = functools.partial(
+            BatchNorm, axis_name=self.bn_axis_name, frozen=self.freeze_batch_norm, **dtypes
+        )
         cot = functools.partial(
             CoTLayer,
             conv=conv,
             norm=norm,
-            weight_norm=bound(TapGroupNorm),
+            weight_norm=functools.partial(WeightGroupNorm, **dtypes),
             fused=self.fused,
             implementation=self.implementation,
         )
@@ -207,21 +233,21 @@ class CoTNet(nn.Module):
         )(x)
 
     def _blocks(self):
-        """Per stage, the attributes of its bottlenecks."""
+        """Return, for each stage, the attributes of its bottlenecks."""
         v = self.variant
-        last = max(sum(v.blocks) - 1, 1)
-        reached = 2 if v.stem_width else 4
+        last_block = max(sum(v.blocks) - 1, 1)
+        net_stride = 2 if v.stem_width else 4
         dilation = 1
         stages = []
         for stage, count in enumerate(v.blocks):
             width = v.planes[stage] * v.base_width // 64 * v.cardinality
             strides = v.strides[stage]
             first_dilation = dilation
-            if reached * strides > self.output_stride:
+            if net_stride * strides > self.output_stride:
                 dilation *= strides
                 strides = 1
-            reached *= strides
-            done = sum(v.blocks[:stage])
+            net_stride *= strides
+            earlier_blocks = sum(v.blocks[:stage])
             stages.append(
                 [
                     {
@@ -234,7 +260,9 @@ class CoTNet(nn.Module):
                         "cardinality": v.cardinality,
                         "average_down": v.average_down,
                         "blur": v.blur,
-                        "drop_path_rate": self.drop_path_rate * (done + index) / last,
+                        "drop_path_rate": self.drop_path_rate
+                        * (earlier_blocks + index)
+                        / last_block,
                     }
                     for index in range(count)
                 ]
@@ -243,19 +271,21 @@ class CoTNet(nn.Module):
 
 
 def list_models() -> list[str]:
-    """Names that ``create_model`` takes."""
+    """Return the names that ``create_model`` accepts."""
     return list(VARIANTS)
 
 
-def create_model(name: str, **attributes) -> CoTNet:
-    """Makes a model of the table, without weights.
+def create_model(name: str, **attributes: Any) -> CoTNet:
+    """Build a model by its name, without weights.
 
     Args:
       name: one of ``list_models()``.
-      **attributes: of ``CoTNet``: num_classes, dtype, drop_rate, drop_path_rate, output_stride, ...
+      **attributes: of ``CoTNet``, such as num_classes, dtype, drop_rate, drop_path_rate.
 
     Raises:
-      ValueError: unknown name (with the nearest ones), or an attribute out of its range.
+      ValueError: the name is unknown (the message suggests similar ones), or attributes are out of
+        range (the message lists all of them).
+      TypeError: ``CoTNet`` has no such attribute.
     """
     model = CoTNet(get_variant(name), **attributes)
     problems = [

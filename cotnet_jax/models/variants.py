@@ -1,32 +1,34 @@
-"""The table of models: what distinguishes them, and what is published about them."""
+"""The variants of CoTNet: what distinguishes them, and their published accuracies."""
 
 import dataclasses
 import difflib
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from cotnet_jax.data import imagenet
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One model of the family.
+    """A model of the family.
 
     Attributes:
-      blocks: bottlenecks of each stage.
-      planes: width of each stage's bottlenecks at base width 64; a stage gives 4 times as many.
+      blocks: number of bottlenecks in each stage.
+      planes: width of the bottlenecks of each stage at base width 64; a stage has 4 times as many
+        output channels.
       strides: of each stage.
-      cardinality, base_width: bottleneck width = planes * base_width // 64 * cardinality, and
-        cardinality 2 makes CoXt layers of the CoT layers.
-      stem_width: 0 for one 7x7 convolution and a max pool, else three 3x3 convolutions of
-        ``stem_width`` and twice that, and no pool.
-      average_down: shortcuts are averaged 2x2 before their 1x1 convolution.
-      split_attention: stages 1 and 2 and every second block of stage 3 have split attention.
-      blur: strided blocks are blurred after their spatial layer, not averaged before it.
-      input_size, crop: side in pixels and share of the short side that evaluation crops.
-      interpolation: filter of the evaluation's resize.
-      parameters: with 1,000 classes.
-      gmacs: 1e9 multiplications of convolutions and classifier at ``input_size``.
-      top1, top5: published ImageNet accuracy in percent, where there is one.
+      cardinality, base_width: the width of a bottleneck is
+        ``planes * base_width // 64 * cardinality``. With cardinality 2 it has a CoXt layer.
+      stem_width: 0 for a 7x7 convolution and a max pool; otherwise three 3x3 convolutions, of
+        ``stem_width``, ``stem_width`` and twice as many channels, and no pool.
+      average_down: average-pool shortcuts 2x2 before their 1x1 convolution.
+      split_attention: use split attention in stages 1 and 2 and in every second block of stage 3.
+      blur: in strided blocks, blur-pool after the spatial layer instead of average-pooling before.
+      input_size: side of the evaluation's images, in pixels.
+      crop: side of the central crop relative to the image's shorter side.
+      interpolation: of the evaluation's resize.
+      mean, std: by which RGB values in 0..1 are normalised.
+      parameters: their number, with 1,000 classes.
+      gmacs: billions of multiply-accumulates of convolutions and classifier at ``input_size``.
+      top1, top5: published ImageNet accuracy in percent; None if not published.
     """
 
     blocks: tuple[int, int, int, int]
@@ -41,8 +43,8 @@ class Variant:
     input_size: int = 224
     crop: float = 0.875
     interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = imagenet.MEAN
+    std: tuple[float, float, float] = imagenet.STD
     parameters: int = 0
     gmacs: float = 0.0
     top1: float | None = None
@@ -63,7 +65,7 @@ def _se_cotnetd(blocks, stem_width=64, blur=True, input_size=256, crop=0.888, **
     )
 
 
-# Published: Li et al., arXiv 2107.12292, table 4, and the table of the published checkpoints.
+# Accuracies: Li et al., arXiv 2107.12292, table 4, and the README of the authors' code.
 VARIANTS = {
     "cotnet50": Variant((3, 4, 6, 3), parameters=22_222_416, gmacs=3.23, top1=81.3, top5=95.6),
     "cotnext50_2x48d": Variant(
@@ -120,7 +122,7 @@ VARIANTS = {
     ),
     "se_cotnetd_200": _se_cotnetd((3, 24, 36, 3), parameters=60_399_368, gmacs=21.39),
     "se_cotnetd_270": _se_cotnetd((4, 29, 53, 4), parameters=83_380_648, gmacs=27.54),
-    # Ours, for the embedded digits and for tests: a CoT layer in every stage at 32x32.
+    # Not published: a small model for the digits and for tests, with a CoT layer in every stage.
     "cotnet_tiny": Variant(
         (1, 1, 1, 1),
         planes=(16, 32, 64, 128),
@@ -134,7 +136,7 @@ VARIANTS = {
 
 
 def get_variant(name: str) -> Variant:
-    """The table's entry; an unknown name raises ValueError with the nearest names."""
+    """Return the variant of a name, or raise ValueError with the names most like it."""
     if name in VARIANTS:
         return VARIANTS[name]
     near = difflib.get_close_matches(name.lower(), VARIANTS, n=3, cutoff=0.4)

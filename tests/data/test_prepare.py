@@ -6,25 +6,27 @@ import json
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as futures_wait
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers import made_up_imagenet
 from helpers.preparing import ENCODED, RAW, dataset_dir
 from PIL import Image
 
 from configs import default
-from cotnet_jax.data import pipeline, sources, transforms
-from cotnet_jax.data.prepare import __main__ as command
-from cotnet_jax.data.prepare import dataset, listing, shards
+from cotnet_jax.data import imagenet, pipeline, sources, transforms
+from cotnet_jax.data.prepare import __main__ as command_line
+from cotnet_jax.data.prepare import checksums, command, dataset, listing, plan, shards
+from cotnet_jax.data.prepare.report import FILE_NAME as REPORT
+from cotnet_jax.tools import make_fake_imagenet
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(folder, what is in it): 20 classes, 100 training and 30 validation images."""
     folder = tmp_path_factory.mktemp("made")
-    return folder, made_up_imagenet.make(folder, 20, 5, 30, mean_size=(60, 80))
+    return folder, make_fake_imagenet.make(folder, 20, 5, 30, mean_size=(60, 80))
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def threads(monkeypatch):
 
 
 def run(*arguments):
-    return command.main([str(argument) for argument in arguments])
+    return command_line.main([str(argument) for argument in arguments])
 
 
 def prepare(source, output, *options, what="imagenet"):
@@ -82,7 +84,7 @@ def test_folders_give_the_records_of_the_tars(made, from_tars, tmp_path, layout)
 def test_tfds_reads_it_by_name(made, from_tars):
     for split in ("train", "validation"):
         source = tfds.data_source("imagenet2012", data_dir=from_tars, split=split, decoders=ENCODED)
-        names = made_up_imagenet.WNIDS
+        names = imagenet.wnids()
         found = {example["file_name"].decode(): names[example["label"]] for example in source}
         assert found == made[1][split]
         assert len(source) == len(found)
@@ -112,14 +114,14 @@ def test_order_is_tfds_order(from_tars):
 
 
 def test_report(made, from_tars):
-    report = json.loads((dataset_dir(from_tars) / dataset.REPORT).read_text())
+    report = json.loads((dataset_dir(from_tars) / REPORT).read_text())
     odd = made[1]["odd"]
     train = report["splits"]["train"]
     assert (train["images"], report["splits"]["validation"]["images"]) == (100, 30)
     assert train["reencoded"] == sorted([odd["CMYK"], odd["PNG"]])
     source = tfds.data_source("imagenet2012", data_dir=from_tars, split="train", decoders=ENCODED)
     undecodable = {name: index for index, name, _ in train["undecodable"]}
-    assert set(undecodable) == {odd[kind] for kind in made_up_imagenet.UNDECODABLE}
+    assert set(undecodable) == {odd[kind] for kind in make_fake_imagenet.UNDECODABLE_KINDS}
     for name, index in undecodable.items():
         assert source[index]["file_name"].decode() == name
     differences = "\n".join(report["differences"])
@@ -162,7 +164,7 @@ def test_validation_images_have_their_official_numbers(made, from_tars):
         counted = batch["mask"] == 1
         assert not batch["number"][~counted].any()
         found |= dict(zip(batch["number"][counted], batch["label"][counted], strict=True))
-    wnids = made_up_imagenet.WNIDS
+    wnids = imagenet.wnids()
     expected = {int(name[15:23]): wnids.index(wnid) for name, wnid in made[1]["validation"].items()}
     assert found == expected
 
@@ -208,7 +210,7 @@ def test_a_tfrecord_copy_gives_the_same_records(made, from_tars, tmp_path):
         sources.open_source(imagenet_config(source).data, "train")
     assert prepare(source, tmp_path / "out") == 0
     assert records(dataset_dir(tmp_path / "out")) == records(dataset_dir(from_tars))
-    report = json.loads((dataset_dir(tmp_path / "out") / dataset.REPORT).read_text())
+    report = json.loads((dataset_dir(tmp_path / "out") / REPORT).read_text())
     assert len(report["splits"]["train"]["undecodable"]) == 2
     assert report["splits"]["train"]["shards"] == 2
     source = tfds.data_source("imagenet2012", data_dir=tmp_path / "out", split="train")
@@ -236,7 +238,7 @@ def test_prepared_again_does_nothing(made, from_tars, capsys):
 @pytest.fixture
 def many_shards(monkeypatch):
     monkeypatch.setattr(
-        dataset.shard_utils.ShardConfig,
+        plan.shard_utils.ShardConfig,
         "calculate_number_shards",
         classmethod(lambda cls, size, count: min(count, 10)),
     )
@@ -263,11 +265,37 @@ def test_an_interrupted_run_goes_on(made, from_tars, tmp_path, monkeypatch, many
     assert not set(first_seven) & set(calls[8:])
     assert records(dataset_dir(tmp_path)) == records(dataset_dir(from_tars))
     report, whole = (
-        json.loads((dataset_dir(output) / dataset.REPORT).read_text())["splits"]["train"]
+        json.loads((dataset_dir(output) / REPORT).read_text())["splits"]["train"]
         for output in (tmp_path, from_tars)
     )
     assert report | {"shards": 1} == whole
     assert not list(dataset_dir(tmp_path).glob("writing_*"))
+
+
+def test_shards_finished_before_a_failure_are_recorded(
+    made, tmp_path, monkeypatch, many_shards, capsys
+):
+    written = []
+
+    def write_or_fail(shard, *options):
+        written.append(shard.path.name)
+        if len(written) == 5:
+            raise OSError("stop")
+        return shards.write(shard, *options)
+
+    def failure_first(futures):
+        # The order of futures that are finished when as_completed looks is arbitrary.
+        futures_wait(futures, return_when="FIRST_EXCEPTION")
+        return sorted(futures, key=lambda future: not (future.done() and future.exception()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "write", write_or_fail)
+        patch.setattr(dataset, "as_completed", failure_first)
+        assert prepare(made[0] / "tars", tmp_path, "--workers=1") == 1
+    assert "stop" in capsys.readouterr().err
+    progress = dataset_dir(tmp_path).with_name("incomplete_5.1.0") / "progress.jsonl"
+    recorded = {json.loads(line)["shard"] for line in progress.read_text().splitlines()[1:]}
+    assert recorded >= set(written[:4])
 
 
 def test_going_on_with_other_images_is_refused(made, tmp_path, monkeypatch, capsys):
@@ -297,25 +325,25 @@ def test_checksums(made, tmp_path, monkeypatch):
     for path in (made[0] / "tars").iterdir():
         data = path.read_bytes()
         official[path.name] = (len(data), hashlib.sha256(data).hexdigest())
-    monkeypatch.setattr(listing, "official_checksums", lambda: official)
+    monkeypatch.setattr(imagenet, "checksums", lambda: official)
     archives = sorted((made[0] / "tars").iterdir())
-    assert command._compare_checksums(archives) == []
-    name = listing.TRAIN_TAR
+    assert checksums.compare_checksums(archives) == []
+    name = imagenet.TRAIN_TAR
     official[name] = (official[name][0], "0" * 64)
-    (difference,) = command._compare_checksums(archives)
+    (difference,) = checksums.compare_checksums(archives)
     assert name in difference
     assert "SHA-256" in difference
 
 
 def test_official_checksums_are_those_of_tfds():
-    official = listing.official_checksums()
-    assert official[listing.TRAIN_TAR][0] == 147_897_477_120
-    assert official[listing.VALIDATION_TAR][0] == 6_744_924_160
+    official = imagenet.checksums()
+    assert official[imagenet.TRAIN_TAR][0] == 147_897_477_120
+    assert official[imagenet.VALIDATION_TAR][0] == 6_744_924_160
     assert {len(digest) for _, digest in official.values()} == {64}
 
 
 def test_official_shard_numbers():
-    number = dataset.shard_utils.ShardConfig.calculate_number_shards
+    number = plan.shard_utils.ShardConfig.calculate_number_shards
     assert number(147_000_000_000, 1_281_167) == 1024
     assert number(6_700_000_000, 50_000) == 64
 
@@ -335,13 +363,13 @@ def test_source_problems_are_one_clear_error(made, tmp_path, capsys):
 
     fails(tmp_path / "nothing", "no such folder")
     (tmp_path / "empty").mkdir()
-    fails(tmp_path / "empty", listing.TRAIN_TAR, "val/WNID")
+    fails(tmp_path / "empty", imagenet.TRAIN_TAR, "val/WNID")
     fails(tmp_path / "empty", "no folders", what="folder")
     put(tmp_path / "unknown" / "train" / "cats" / "a.png")
     fails(tmp_path / "unknown", "1 classes that are not", "cats", "prepare folder")
     put(tmp_path / "strange" / "val" / "a.png")
     fails(tmp_path / "strange", "ILSVRC2012_val_00000001.JPEG", "a.png")
-    for wnid in made_up_imagenet.WNIDS[:2]:
+    for wnid in imagenet.wnids()[:2]:
         put(tmp_path / "twice" / "train" / wnid / "a.png")
     fails(tmp_path / "twice", "several classes", "a.png")
     put(tmp_path / "mixed" / "cats" / "a.png")
@@ -356,14 +384,24 @@ def test_source_problems_are_one_clear_error(made, tmp_path, capsys):
     fails(tmp_path / "mixed" / "train", "not empty", what="folder")
 
 
+def test_every_image_suffix_is_listed(tmp_path):
+    names = [f"a{suffix}" for suffix in transforms.IMAGE_SUFFIXES]
+    names += [f"b{suffix.upper()}" for suffix in transforms.IMAGE_SUFFIXES]
+    for name in [*names, "notes.txt", "jpg"]:
+        (tmp_path / name).write_bytes(b"")
+    images, others = listing.list_images(str(tmp_path))
+    assert sorted(image.name for image in images) == sorted(names)
+    assert sorted(others) == [str(tmp_path / "jpg"), str(tmp_path / "notes.txt")]
+
+
 def test_wrong_validation_folder_is_reported(made, tmp_path):
     shutil.copytree(made[0] / "folders", tmp_path / "source")
     path = next((tmp_path / "source" / "val").glob("*/*"))
-    wrong = next(w for w in made_up_imagenet.WNIDS[:20] if w != path.parent.name)
+    wrong = next(w for w in imagenet.wnids()[:20] if w != path.parent.name)
     put(tmp_path / "source" / "val" / wrong / "x.png")
     path.rename(tmp_path / "source" / "val" / wrong / path.name)
     assert prepare(tmp_path / "source", tmp_path / "out") == 0
-    report = (dataset_dir(tmp_path / "out") / dataset.REPORT).read_text()
+    report = (dataset_dir(tmp_path / "out") / REPORT).read_text()
     expected = "1 images are in another class's folder than in the official set, the first "
     assert expected + path.name in report
 
@@ -408,5 +446,5 @@ def test_folder_of_splits(tmp_path):
         lengths[split] = len(source)
     assert lengths == {"train": 3, "validation": 2, "test": 1}
     assert sources.open_source(config, "test")[0]["label"] == 2
-    report = json.loads((tmp_path / "out" / dataset.REPORT).read_text())
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
     assert "validation: no images of 1 classes, the first c" in report["differences"]

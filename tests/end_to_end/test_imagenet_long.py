@@ -1,4 +1,4 @@
-"""Made-up ImageNet of 12,000 images: from tar files and folders to a top-1 on 1, 2, 4 processes.
+"""Fake ImageNet of 12,000 images: from tar files and folders to a top-1 on 1, 2, 4 processes.
 
 Takes four minutes on two cores, and 4 GB of disk.
 """
@@ -12,12 +12,13 @@ import subprocess
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers import made_up_imagenet
 from helpers.preparing import ENCODED, RAW, command_line, dataset_dir, kill_after
 from helpers.several_processes import run
 from PIL import Image
 
-from cotnet_jax.data.prepare import dataset
+from cotnet_jax.data import imagenet
+from cotnet_jax.data.prepare.report import FILE_NAME as REPORT
+from cotnet_jax.tools import make_fake_imagenet
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ BATCH = 80
 def made(tmp_path_factory):
     """(folder with tars/ and folders/, what is in both)."""
     folder = tmp_path_factory.mktemp("made")
-    yield folder, made_up_imagenet.make(folder, CLASSES, TRAIN // CLASSES, VALIDATION)
+    yield folder, make_fake_imagenet.make(folder, CLASSES, TRAIN // CLASSES, VALIDATION)
     shutil.rmtree(folder)
 
 
@@ -64,11 +65,12 @@ def test_tar_files_and_folders_give_the_same_records(prepared):
 def test_tfds_reads_every_image(made, prepared):
     folder, images = made
     kinds = {name: kind for kind, name in images["odd"].items()}
+    wnids = imagenet.wnids()
     sizes = []
     for split, folder_name in (("train", "train"), ("validation", "val")):
         found = {}
         for example in read(prepared["tars"], split, decoders=ENCODED):
-            name, wnid = example["file_name"].decode(), made_up_imagenet.WNIDS[example["label"]]
+            name, wnid = example["file_name"].decode(), wnids[example["label"]]
             found[name] = wnid
             original = (folder / "folders" / folder_name / wnid / name).read_bytes()
             if kinds.get(name) not in ("CMYK", "PNG"):
@@ -77,7 +79,7 @@ def test_tfds_reads_every_image(made, prepared):
                 sizes.append(Image.open(io.BytesIO(original)).size)
         assert found == images[split]
     np.testing.assert_allclose(np.mean(sizes, axis=0), (500, 375), rtol=0.02)
-    report = json.loads((dataset_dir(prepared["tars"]) / dataset.REPORT).read_text())
+    report = json.loads((dataset_dir(prepared["tars"]) / REPORT).read_text())
     assert (report["splits"]["train"]["images"], report["classes"]) == (TRAIN, CLASSES)
 
 
@@ -87,14 +89,14 @@ RECORD = """
     import os, zlib
     import numpy as np
     from cotnet_jax.distributed import sharding
-    from cotnet_jax.data import pipeline
+    from cotnet_jax.data import examples
     def with_index(example):
         make = example.__call__
         def make_with_index(self, index, *rng):
             return {**make(self, index, *rng), "index": np.int64(index)}
         example.__call__ = make_with_index
-    with_index(pipeline.TrainExample)
-    with_index(pipeline.EvalExample)
+    with_index(examples.TrainExample)
+    with_index(examples.EvalExample)
     shard_batch = sharding.shard_batch
     def recorded(mesh, batch):
         if "index" in batch:
@@ -112,9 +114,9 @@ RECORD = """
 
 def expected_rows(data_dir) -> dict[tuple[str, int], int]:
     """{(split, index): label} of all images; training replaces the two that are damaged."""
-    report = json.loads((dataset_dir(data_dir) / dataset.REPORT).read_text())
+    report = json.loads((dataset_dir(data_dir) / REPORT).read_text())
     damaged = {index for index, *_ in report["splits"]["train"]["undecodable"]}
-    assert len(damaged) == len(made_up_imagenet.UNDECODABLE)
+    assert len(damaged) == len(make_fake_imagenet.UNDECODABLE_KINDS)
     rows = {}
     for split in ("train", "validation"):
         labels = [example["label"] for example in read(data_dir, split, decoders=ENCODED)]
@@ -169,9 +171,9 @@ def test_every_image_counts_once_on_one_two_and_four_processes(
     assert results[1]["ema_top5"] > 10
     for processes in (1, 2, 4):
         # The order of a sum shows in the last bits of a gradient, and training multiplies that.
-        for name, figure in results[processes].items():
+        for name, value in results[processes].items():
             tolerance = 0 if "top1" in name or name == "count" else 0.01
-            assert figure == pytest.approx(results[1][name], rel=tolerance, abs=0), name
+            assert value == pytest.approx(results[1][name], rel=tolerance, abs=0), name
         # The same weights, and sums of whole numbers.
         again = run(tmp_path / "run1", processes, "--mode=evaluate", *flags, devices=4)
         for name in ("raw_top1", "raw_top5", "ema_top1", "ema_top5", "count"):

@@ -1,4 +1,4 @@
-"""Running the command that prepares datasets, and reading what it wrote."""
+"""Run the command that prepares datasets, and read what it wrote."""
 
 import os
 import signal
@@ -8,12 +8,14 @@ import time
 
 import tensorflow_datasets as tfds
 
+from cotnet_jax.data import imagenet
+
 RAW = tfds.decode.DeserializeMethod.RAW_BYTES
 ENCODED = {"image": tfds.decode.SkipDecoding()}
 
 
 def dataset_dir(output):
-    return output / "imagenet2012" / "5.1.0"
+    return output / imagenet.NAME / imagenet.VERSION
 
 
 def command_line(source, output):
@@ -22,7 +24,7 @@ def command_line(source, output):
 
 
 def kill_after(arguments, progress, lines):
-    """Starts a command and kills it and its workers once a file has so many lines."""
+    """Start a command, and kill it and its workers once a file has so many lines."""
     process = subprocess.Popen(arguments, start_new_session=True)
     while not progress.exists() or len(progress.read_text().splitlines()) < lines:
         assert process.poll() is None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cotnet_jax.layers import BatchNorm, Conv, CoTLayer, DropPath, TapGroupNorm, pooling
+from cotnet_jax.layers import BatchNorm, Conv, CoTLayer, DropPath, WeightGroupNorm, pooling
 
 RANDOM = np.random.default_rng(0)
 
@@ -74,7 +74,7 @@ def test_batch_norm_keeps_the_unbiased_variance():
 def test_batch_norm_of_one_value_is_a_clear_error():
     x = jnp.zeros((1, 1, 1, 5))
     norm = BatchNorm(use_running_average=False)
-    with pytest.raises(ValueError, match="sees 1 value a channel in a training batch"):
+    with pytest.raises(ValueError, match="has 1 value per channel in a training batch"):
         norm.init(jax.random.key(0), x)
 
 
@@ -82,13 +82,13 @@ def test_folded_batch_norm_is_the_same_normalisation():
     x = jnp.asarray(RANDOM.standard_normal((2, 3, 3, 5)), jnp.float32)
     variables = BatchNorm().init(jax.random.key(0), x)
     variables = jax.tree.map(lambda a: a + RANDOM.random(a.shape, np.float32), variables)
-    multiplier, shift = BatchNorm().apply(variables, x, fold=True)
+    multiplier, shift = BatchNorm().apply(variables, 5, method="scale_and_shift")
     np.testing.assert_allclose(
         x * multiplier + shift, BatchNorm().apply(variables, x), rtol=1e-5, atol=1e-6
     )
     with pytest.raises(ValueError, match="running statistics only"):
         norm = BatchNorm(use_running_average=False)
-        norm.apply(variables, x, fold=True, mutable=["batch_stats"])
+        norm.apply(variables, 5, method="scale_and_shift", mutable=["batch_stats"])
 
 
 def test_frozen_batch_norm_trains_as_it_infers():
@@ -102,7 +102,7 @@ def test_frozen_batch_norm_trains_as_it_infers():
         np.testing.assert_array_equal, updates["batch_stats"], dict(variables["batch_stats"])
     )
     # The input's gradient is the multiplier: none goes through the statistics.
-    multiplier, _ = frozen.apply(variables, x, fold=True)
+    multiplier, _ = frozen.apply(variables, 5, method="scale_and_shift")
     gradient = jax.grad(lambda x: frozen.apply(variables, x).sum())(x)
     np.testing.assert_allclose(gradient, np.broadcast_to(multiplier, x.shape), rtol=1e-6)
 
@@ -136,7 +136,7 @@ def test_tap_group_norm_is_a_group_norm_over_taps_and_pixels():
     weights = jnp.asarray(RANDOM.standard_normal((2, 4, 5, 2, 9, 3)), jnp.float32)
     size = 2 * 9 * 3
     scale, bias = (jnp.asarray(RANDOM.standard_normal(size), jnp.float32) for _ in range(2))
-    ours = TapGroupNorm().apply({"params": {"scale": scale, "bias": bias}}, weights)
+    ours = WeightGroupNorm().apply({"params": {"scale": scale, "bias": bias}}, weights)
 
     def taps_inside(array):
         """Channel order of the usual layout: a group's channels, here its taps, are neighbours."""

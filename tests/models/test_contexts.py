@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cotnet_jax
-from cotnet_jax.models.contexts import _by_number, cot_contexts
+from cotnet_jax.models.contexts import _natural_order, cot_contexts
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -38,9 +38,9 @@ def test_the_weights_sum_a_pixels_surroundings():
     np.testing.assert_allclose(inside.dynamic[1, 2, 1, 9], jax.nn.silu(total), rtol=1e-4)
 
 
-def test_layers_are_sorted_by_number():
+def test_layers_are_sorted_natural_order():
     names = ["stage1_block10/cot", "stage1_block9/cot", "stage0_block11/cot"]
-    assert sorted(names, key=_by_number) == [names[2], names[1], names[0]]
+    assert sorted(names, key=_natural_order) == [names[2], names[1], names[0]]
 
 
 def test_a_network_with_other_layers_too():

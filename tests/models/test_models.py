@@ -1,4 +1,4 @@
-"""The network: sizes, initial weights, shapes, and what has no golden figures."""
+"""The network: sizes, initial weights, shapes, and what has no reference values."""
 
 import functools
 
@@ -115,7 +115,7 @@ def test_all_attributes_out_of_range_are_listed():
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 32), (2, 0, 32, 3), (2, 32, 32, 0)])
-def test_images_of_no_size_are_refused(tiny, shape):
+def test_images_of_no_size_are_refused(tiny, shape, unchecked_shapes):
     model, variables, _ = tiny
     with pytest.raises(ValueError, match="images must be"):
         model.apply(variables, jnp.zeros(shape))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cotnet_jax.layers import BatchNorm, Conv, CoTLayer, TapGroupNorm
-from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
+from cotnet_jax.layers import BatchNorm, Conv, CoTLayer, WeightGroupNorm
+from cotnet_jax.ops.local_aggregation import normalized_local_aggregation
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -18,7 +18,7 @@ def test_cot_layer_is_the_same_with_and_without_fusion(groups, train):
         x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 3, 32)))
         double = functools.partial(functools.partial, dtype=jnp.float64, param_dtype=jnp.float64)
         modules = {"conv": double(Conv), "norm": double(BatchNorm)}
-        modules["weight_norm"] = double(TapGroupNorm)
+        modules["weight_norm"] = double(WeightGroupNorm)
         layers = [
             CoTLayer(groups=groups, key_groups=4 * groups, fused=fused, **modules)
             for fused in (True, False)
@@ -56,7 +56,7 @@ def test_weights_can_still_be_looked_at():
     )
 
 
-def test_wrong_shapes_are_named():
+def test_wrong_shapes_are_named(unchecked_shapes):
     values, weights = jnp.ones((1, 2, 2, 8)), jnp.ones((1, 2, 2, 1, 9, 1))
     taps = jnp.ones((1, 9, 1))
     with pytest.raises(ValueError, match=r"scale must be \(1, 9, 1\), not \(9,\)"):

@@ -70,7 +70,7 @@ def test_one_step_of_a_workdir(workdir, kind):
 
 def test_train_state_of_a_workdir(workdir, config):
     setup = set_up_training(config)
-    optimizer = make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
+    optimizer = make_optimizer(config.optimizer, setup.learning_rates, setup.steps_per_epoch)
     with open_checkpoints(workdir, config) as checkpointer:
         state = checkpointer.restore_latest(abstract_train_state(setup, optimizer))
     assert int(state.step) == WORKDIR["state"]["step"]

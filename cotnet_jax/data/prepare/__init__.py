@@ -1,4 +1,5 @@
-"""Writing ImageNet, or any folder of images, as a TFDS dataset in ArrayRecord, once.
+"""Prepare ImageNet, or any folder of images, as a TFDS dataset in ArrayRecord; no TensorFlow.
 
-Run by `python -m cotnet_jax.data.prepare`; needs no TensorFlow.
+The command is `python -m cotnet_jax.data.prepare`. Its way: listing (what is there), plan (which
+shard gets which image), dataset and shards (writing), checksums, report.
 """

@@ -1,167 +1,94 @@
-"""A whole dataset: planning its shards, writing them in parallel, going on after an interruption.
+"""Write a planned dataset: shards in parallel, resuming after an interruption, then metadata.
 
-Everything is written in a folder `incomplete_VERSION` beside the final one, which it becomes when
-all is there. Finished shards are noted in its progress file and not written again.
+Everything is written to a folder `incomplete_VERSION` beside the final one. Finished shards are
+recorded in its progress file and not written again. At the end the folder gets its final name.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import Executor, as_completed
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future, as_completed
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
-from tensorflow_datasets.core import hashing
-from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
-from cotnet_jax.data.prepare.listing import Listing
-from cotnet_jax.data.prepare.shards import Shard, Written, write
+from cotnet_jax.data.prepare import report
+from cotnet_jax.data.prepare.plan import Plan
+from cotnet_jax.data.prepare.shards import Shard, ShardResult, write
 
-REPORT = "prepare_report.json"
 _PROGRESS = "progress.jsonl"
-# Serialized fields around an image's bytes, for guessing the size on disk.
-_RECORD_OVERHEAD = 100
 
 
 class PrepareError(RuntimeError):
-    """The dataset cannot be written here and now; says why and what to do."""
+    """The dataset cannot be written; the message says why and what to do."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A dataset to be written.
+def write_dataset(plan: Plan, pool: Executor, check: bool) -> dict[Shard, ShardResult]:
+    """Write the shards that are missing, with a progress bar over images.
 
-    Attributes:
-      name: TFDS name, the start of every file's name.
-      version: TFDS version.
-      output: the final folder.
-      features: TFDS features of a record.
-      shards: all files.
-      num_bytes: guess of the size on disk.
-      plain_jpeg: see shards.write.
-      fingerprint: equal for equal contents; guards against going on with other images.
-    """
+    Args:
+      plan: what to write.
+      pool: the workers.
+      check: as in ``shards.write``.
 
-    name: str
-    version: str
-    output: Path
-    features: tfds.features.FeaturesDict
-    shards: tuple[Shard, ...]
-    num_bytes: int
-    plain_jpeg: bool
-    fingerprint: str
-
-    @property
-    def incomplete(self) -> Path:
-        return self.output.with_name(f"incomplete_{self.output.name}")
-
-
-def plan_images(
-    name: str,
-    version: str,
-    output: Path,
-    listing: Listing,
-    features: tfds.features.FeaturesDict,
-    plain_jpeg: bool,
-) -> Plan:
-    """Orders and divides images as TFDS does: by the hash of their names, in equal shards."""
-    shards, total, fingerprint = [], 0, hashlib.sha256()
-    for split, unordered in sorted(listing.splits.items()):
-        hasher = hashing.Hasher(split)
-        images = sorted(unordered, key=lambda image: hasher.hash_key(image.name))
-        size = sum(image.size + _RECORD_OVERHEAD for image in images)
-        count = shard_utils.ShardConfig.calculate_number_shards(size, len(images))
-        stops = shard_utils.get_shard_boundaries(len(images), count)
-        starts = [0, *stops[:-1]]
-        for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-            path = Path(_filename(name, split, index, count))
-            shards.append(Shard(path, split, start, stop - start, tuple(images[start:stop])))
-        total += size
-        for image in images:
-            fingerprint.update(f"{split} {image.name} {image.label} {image.size}\n".encode())
-    return Plan(
-        name, version, output, features, tuple(shards), total, plain_jpeg, fingerprint.hexdigest()
-    )
-
-
-def plan_copy(builder: tfds.core.DatasetBuilder, output: Path) -> Plan:
-    """A TFRecord dataset, shard by shard in its own order."""
-    shards, total = [], 0
-    for split, info in builder.info.splits.items():
-        first = 0
-        lengths = info.shard_lengths
-        for index, (source, length) in enumerate(zip(info.filepaths, lengths, strict=True)):
-            path = Path(_filename(builder.name, split, index, len(lengths)))
-            shards.append(Shard(path, split, first, length, tfrecord=str(source)))
-            first += length
-            total += Path(source).stat().st_size
-    contents = [(str(shard.path), shard.length, shard.tfrecord) for shard in shards]
-    return Plan(
-        name=builder.name,
-        version=str(builder.version),
-        output=output,
-        features=builder.info.features,
-        shards=tuple(shards),
-        num_bytes=total,
-        plain_jpeg=False,
-        fingerprint=hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
-    )
-
-
-def write_dataset(plan: Plan, pool: Executor, check: bool) -> dict[Shard, Written]:
-    """Writes the shards that are not there yet, with a progress bar over images.
+    Returns:
+      The result of every shard, including those that an earlier run wrote.
 
     Raises:
-      PrepareError: the folder holds another dataset's beginning, or too little space is left.
-      OSError: from reading or writing; finished shards stay.
+      PrepareError: an earlier run began to write other images, or the disk is too small.
+      OSError: from reading or writing; finished shards are kept.
     """
     folder = plan.incomplete
     folder.mkdir(parents=True, exist_ok=True)
-    done = _read_progress(plan, check)
-    todo = [shard for shard in plan.shards if shard not in done]
-    written_bytes = sum(written.num_bytes for written in done.values())
-    missing, free = plan.num_bytes - written_bytes, shutil.disk_usage(folder).free
-    if todo and missing > free:
-        raise PrepareError(
-            f"{folder} needs about {missing / 1e9:.1f} GB more and {free / 1e9:.1f} GB are free; "
-            "make room, or choose another --output"
-        )
+    results = _read_progress(plan, check)
+    missing = [shard for shard in plan.shards if shard not in results]
+    _check_space(plan, results)
     bar = tqdm(
         desc="writing",
         total=sum(shard.length for shard in plan.shards),
-        initial=sum(shard.length for shard in done),
+        initial=sum(shard.length for shard in results),
         unit=" images",
     )
     with bar, open(folder / _PROGRESS, "a") as progress:
+
+        def record(future: Future[ShardResult]):
+            shard, result = futures.pop(future), future.result()
+            line = {"shard": str(shard.path), **dataclasses.asdict(result)}
+            progress.write(json.dumps(line) + "\n")
+            progress.flush()
+            results[shard] = result
+            bar.update(shard.length)
+
         futures = {
             pool.submit(
                 write, dataclasses.replace(shard, path=folder / shard.path), plan.plain_jpeg, check
             ): shard
-            for shard in todo
+            for shard in missing
         }
         try:
-            for future in as_completed(futures):
-                shard, written = futures[future], future.result()
-                line = {"shard": str(shard.path), **dataclasses.asdict(written)}
-                progress.write(json.dumps(line) + "\n")
-                progress.flush()
-                done[shard] = written
-                bar.update(shard.length)
+            for future in as_completed(list(futures)):
+                record(future)
         finally:
-            for future in futures:
+            for future in list(futures):
                 future.cancel()
-    return {shard: done[shard] for shard in plan.shards}
+                # One that finished while another failed counts, too.
+                if future.done() and not future.cancelled() and not future.exception():
+                    record(future)
+    return {shard: results[shard] for shard in plan.shards}
 
 
-def finish(plan: Plan, written: dict[Shard, Written], report: dict) -> None:
-    """Counts the records on disk, adds TFDS's metadata and the report, gives the final name.
+def finish(
+    plan: Plan, results: Mapping[Shard, ShardResult], report_contents: Mapping[str, Any]
+) -> None:
+    """Count the records on disk, write TFDS's metadata and the report, and rename the folder.
 
     Raises:
-      PrepareError: a shard has not as many records as planned.
+      PrepareError: the number of records in a shard is not the planned one.
     """
     folder = plan.incomplete
     wrong = [
@@ -184,7 +111,7 @@ def finish(plan: Plan, written: dict[Shard, Written], report: dict) -> None:
             tfds.core.SplitInfo(
                 name=split,
                 shard_lengths=[shard.length for shard in shards],
-                num_bytes=sum(written[shard].num_bytes for shard in shards),
+                num_bytes=sum(results[shard].num_bytes for shard in shards),
                 filename_template=tfds.core.ShardedFileTemplate(
                     data_dir=folder,
                     dataset_name=plan.name,
@@ -197,13 +124,9 @@ def finish(plan: Plan, written: dict[Shard, Written], report: dict) -> None:
         supervised_keys=("image", "label"),
         check_data=False,
     )
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    (folder / report.FILE_NAME).write_text(json.dumps(report_contents, indent=2) + "\n")
     (folder / _PROGRESS).unlink()
     os.rename(folder, plan.output)
-
-
-def _filename(name: str, split: str, index: int, count: int) -> str:
-    return f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
 def _num_records(path: Path) -> int:
@@ -214,8 +137,20 @@ def _num_records(path: Path) -> int:
         reader.close()
 
 
-def _read_progress(plan: Plan, check: bool) -> dict[Shard, Written]:
-    """The shards already written; starts the progress file where there is none."""
+def _check_space(plan: Plan, results: Mapping[Shard, ShardResult]):
+    if len(results) == len(plan.shards):
+        return
+    needed = plan.num_bytes - sum(result.num_bytes for result in results.values())
+    free = shutil.disk_usage(plan.incomplete).free
+    if needed > free:
+        raise PrepareError(
+            f"{plan.incomplete} needs about {needed / 1e9:.1f} GB more and {free / 1e9:.1f} GB are "
+            "free; make room, or choose another --output"
+        )
+
+
+def _read_progress(plan: Plan, check: bool) -> dict[Shard, ShardResult]:
+    """Return the results of finished shards; begin the progress file if there is none."""
     path = plan.incomplete / _PROGRESS
     head = {"fingerprint": plan.fingerprint, "check": check}
     lines = _json_lines(path) if path.exists() else []
@@ -224,12 +159,12 @@ def _read_progress(plan: Plan, check: bool) -> dict[Shard, Written]:
         return {}
     if lines[0] != head:
         raise PrepareError(
-            f"{plan.incomplete} was begun with other images or options; go on with those, or "
-            f"delete that folder"
+            f"{plan.incomplete} was begun with other images or options; continue with those, or "
+            "delete that folder"
         )
     shards = {str(shard.path): shard for shard in plan.shards}
     return {
-        shards[line.pop("shard")]: Written(**line)
+        shards[line.pop("shard")]: ShardResult(**line)
         for line in lines[1:]
         if (plan.incomplete / line["shard"]).exists()
     }
@@ -241,6 +176,6 @@ def _json_lines(path: Path) -> list[dict]:
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
-            # The interruption came while this line was written; what it told is done again.
+            # An interruption cut this line short; its shard is written again.
             break
     return lines

@@ -1,4 +1,4 @@
-"""One shard of a dataset: reading its images, checking them, writing them as ArrayRecord."""
+"""Write one shard of a dataset: read its images, check them, store them as ArrayRecord."""
 
 import dataclasses
 import functools
@@ -18,21 +18,21 @@ from PIL import Image
 from cotnet_jax.data import transforms
 from cotnet_jax.data.prepare.listing import ImageFile
 
-# What TFDS re-encodes with when it turns ImageNet's CMYK and PNG images into plain JPEG.
+# As in TFDS's conversion of ImageNet's CMYK and PNG images.
 _JPEG_QUALITY = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What one file will hold.
+    """The planned contents of one file.
 
     Attributes:
       path: of the finished file.
-      split: the split it belongs to.
-      first: index in the split of its first record.
+      split: the split that the file belongs to.
+      first: index of the first record in the split.
       length: number of records.
-      images: the records, or () where a TFRecord file is copied.
-      tfrecord: the TFRecord file to copy, or "".
+      images: the images in order; () if a TFRecord file is copied.
+      tfrecord: path of the TFRecord file to copy, or "".
     """
 
     path: Path
@@ -44,13 +44,14 @@ class Shard:
 
 
 @dataclasses.dataclass
-class Written:
-    """What was written; kept in the progress file, so that a later run need not look again.
+class ShardResult:
+    """What was written to a shard; a line of the progress file.
 
     Attributes:
-      num_bytes: of all records together.
-      reencoded: file names of images that were turned into plain RGB JPEG.
-      undecodable: (index in the split, file name, why) of images kept as they are.
+      num_bytes: size of all records together.
+      reencoded: file names of the images that were converted to RGB JPEG.
+      undecodable: (index in the split, file name, reason) of the images that cannot be decoded;
+        they are stored unchanged.
     """
 
     num_bytes: int = 0
@@ -58,25 +59,26 @@ class Written:
     undecodable: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
 
 
-def write(shard: Shard, plain_jpeg: bool, check: bool) -> Written:
-    """Writes a shard under a temporary name, then gives it its own.
+def write(shard: Shard, plain_jpeg: bool, check: bool) -> ShardResult:
+    """Write a shard to a temporary file and rename it.
 
     Args:
       shard: what to write.
-      plain_jpeg: turn what is not RGB or grey JPEG into RGB JPEG, as TFDS's imagenet2012 does.
-      check: decode every image to find those that cannot be.
+      plain_jpeg: convert what is not RGB or grey JPEG to RGB JPEG, as TFDS's imagenet2012 does.
+      check: decode every image to find those that cannot be decoded.
 
     Raises:
-      OSError: a file cannot be read or written; the finished file does not exist then.
+      OSError: a file cannot be read or written, or the number of records is wrong; the shard's
+        file does not exist then.
     """
-    result = Written()
+    result = ShardResult()
     temporary = shard.path.with_name(f"writing_{shard.path.name}")
     writer = ArrayRecordWriter(str(temporary), "group_size:1")
     try:
         records = (
-            _copied(shard, check, result)
+            _copy_records(shard, check, result)
             if shard.tfrecord
-            else _serialized(shard, plain_jpeg, check, result)
+            else _make_records(shard, plain_jpeg, check, result)
         )
         count = 0
         for record in records:
@@ -94,7 +96,7 @@ def write(shard: Shard, plain_jpeg: bool, check: bool) -> Written:
 
 
 def image_features(class_names: Sequence[str], jpeg: bool) -> tfds.features.FeaturesDict:
-    """The features of TFDS's imagenet2012, with any class names."""
+    """Return the features of TFDS's imagenet2012 with the given class names."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(encoding_format="jpeg" if jpeg else None),
@@ -104,23 +106,26 @@ def image_features(class_names: Sequence[str], jpeg: bool) -> tfds.features.Feat
     )
 
 
-def _serialized(shard: Shard, plain_jpeg: bool, check: bool, result: Written) -> Iterator[bytes]:
+def _make_records(
+    shard: Shard, plain_jpeg: bool, check: bool, result: ShardResult
+) -> Iterator[bytes]:
+    """Yield the serialized examples of image files."""
     serializer = _serializer()
-    with _Files() as files:
+    with _FileReader() as reader:
         for index, image in enumerate(shard.images, shard.first):
-            data = files.read(image)
-            stored, why_not = _stored(data, plain_jpeg, check)
+            data = reader.read(image)
+            stored, error = _convert(data, plain_jpeg, check)
             if stored is not data:
                 result.reencoded.append(image.name)
-            if why_not:
-                result.undecodable.append((index, image.name, why_not))
+            if error:
+                result.undecodable.append((index, image.name, error))
             example = {"image": stored, "label": image.label, "file_name": image.name}
-            # TFDS's own call leaves the fields' order to chance.
+            # TFDS's own serialisation leaves the order of the fields to chance.
             yield serializer.get_tf_example(example).SerializeToString(deterministic=True)
 
 
-def _copied(shard: Shard, check: bool, result: Written) -> Iterator[bytes]:
-    """The records of a TFRecord file, which hold the same serialized examples."""
+def _copy_records(shard: Shard, check: bool, result: ShardResult) -> Iterator[bytes]:
+    """Yield the records of a TFRecord file, which are serialized examples of the same format."""
     parser = _parser()
     records = iter(grain.experimental.TFRecordIterDataset(shard.tfrecord))
     for index in itertools.count(shard.first):
@@ -129,19 +134,21 @@ def _copied(shard: Shard, check: bool, result: Written) -> Iterator[bytes]:
         except StopIteration:
             return
         except ValueError as error:
-            why = "it is damaged or was not copied to its end"
-            raise OSError(f"{shard.tfrecord}, record {index - shard.first}: {why}") from error
+            raise OSError(
+                f"{shard.tfrecord}, record {index - shard.first}: the file is damaged or its copy "
+                "is incomplete"
+            ) from error
         if check:
             example = parser.parse_example(record)
-            _, why_not = _stored(example["image"], plain_jpeg=False, check=True)
-            if why_not:
+            _, decode_error = _convert(example["image"], plain_jpeg=False, check=True)
+            if decode_error:
                 name = example["file_name"].decode()
-                result.undecodable.append((index, name, why_not))
+                result.undecodable.append((index, name, decode_error))
         yield record
 
 
-def _stored(data: bytes, plain_jpeg: bool, check: bool) -> tuple[bytes, str]:
-    """The bytes to store for an image, and why it cannot be decoded ("" if it can)."""
+def _convert(data: bytes, plain_jpeg: bool, check: bool) -> tuple[bytes, str]:
+    """Return the bytes to store for an image, and why it cannot be decoded ("" if it can)."""
     convert = plain_jpeg and not _is_plain_jpeg(data)
     if not (convert or check):
         return data, ""
@@ -163,20 +170,21 @@ def _is_plain_jpeg(data: bytes) -> bool:
         return False
 
 
-class _Files:
-    """Reads images, leaving the last file open: in a tar the next one is in the same."""
+class _FileReader:
+    """Reads images and keeps the last file open: in a tar file the next image is in it, too."""
 
-    def __init__(self):
-        self._name, self._file = "", None
+    def __init__(self) -> None:
+        self._name = ""
+        self._file: BinaryIO | None = None
 
-    def __enter__(self) -> "_Files":
+    def __enter__(self) -> "_FileReader":
         return self
 
     def __exit__(self, *exc_info):
         self._close()
 
     def read(self, image: ImageFile) -> bytes:
-        if image.file != self._name:
+        if self._file is None or image.file != self._name:
             self._close()
             self._name, self._file = image.file, _open(image.file)
         self._file.seek(image.offset)
@@ -190,10 +198,11 @@ class _Files:
     def _close(self):
         if self._file:
             self._file.close()
+            self._file = None
 
 
 def _open(path: str) -> BinaryIO:
-    # The records are in random order: reading ahead would be in vain.
+    # Unbuffered: images are read in random order, so reading ahead would be in vain.
     return open(path, "rb", buffering=0)
 
 
