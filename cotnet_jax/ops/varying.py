@@ -5,7 +5,7 @@ from jax import lax
 
 
 def align(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Makes all arrays vary over the same axes of an enclosing shard_map.
+    """Make all arrays vary over the same axes of an enclosing shard_map.
 
     The gradient of an array that did not vary is then summed over those axes, as it must be.
     """
@@ -14,6 +14,6 @@ def align(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def vary(array: jax.Array, axes: frozenset[str]) -> jax.Array:
-    """Marks ``array`` as varying over ``axes`` of an enclosing shard_map."""
+    """Mark ``array`` as varying over ``axes`` of an enclosing shard_map."""
     missing = tuple(sorted(axes - jax.typeof(array).manual_axis_type.varying))
     return lax.pcast(array, missing, to="varying") if missing else array

@@ -1,4 +1,4 @@
-"""Checks the aggregation kernels on this machine's NVIDIA GPU; exits with 1 above a tolerance.
+"""Check the aggregation kernels on this machine's NVIDIA GPU; exit with 1 above a tolerance.
 
     python -m cotnet_jax.tools.check_kernels shapes [--models=cotnet50,...] [--sizes=224,320]
     python -m cotnet_jax.tools.check_kernels large
@@ -6,15 +6,15 @@
         [--batch=32] [--dtypes=float32,bfloat16] [--passes=logits,gradients,smooth]
 
 shapes: at every shape that the models' CoT layers have, the relative L2 error of each result and
-gradient against float64 on the CPU, on random data, in memory that was filled with NaN before.
-large: more than 2^31 values; the first, a middle and the last pictures are those of a small batch.
+gradient against the float64 reference, on random data, in memory that was filled with NaN before.
+large: more than 2^31 values; the first, a middle and the last images are those of a small batch.
 models: the relative L2 difference between the kernels and XLA's form, with full-precision matrix
 products, of the logits in evaluation and of all gradients of a training step. Rounding moves a
 few activations over the kink of a ReLU or to another maximum of a pool, and each changes its
 gradient by all of it: a share e of the activations changes the norm by sqrt(e). So the gradients
-are held against what XLA's form itself makes of pictures changed in their last bit, and "smooth"
+are held against what XLA's form itself makes of images changed in their last bit, and "smooth"
 compares the same networks with SiLU for ReLU and average pools for maximum pools, which have
-no kinks. Batch statistics of fewer pictures amplify rounding more: those of 8 leave 1e-5 in XLA's
+no kinks. Batch statistics of fewer images amplify rounding more: those of 8 leave 1e-5 in XLA's
 own float32 gradients of some models. In bfloat16 every activation is rounded, and XLA's form
 against its float32 says how much that alone changes.
 """
@@ -33,21 +33,25 @@ import numpy as np
 
 from cotnet_jax.layers import pooling
 from cotnet_jax.models.cotnet import create_model, list_models
-from cotnet_jax.ops.local_aggregation import dispatch
-from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
-from cotnet_jax.ops.local_aggregation.plain import local_aggregation
+from cotnet_jax.ops.local_aggregation import (
+    dispatch,
+    local_aggregation,
+    normalized_local_aggregation,
+    reference,
+)
+from cotnet_jax.ops.local_aggregation.shapes import MODEL_SHAPES, AggregationShape
 from cotnet_jax.tools.benchmark_ops import on_poisoned_memory
 
 SHAPE_TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3}
 MODEL_TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
-# A gradient may differ by so many times what the pictures' last bit changes.
+# A gradient may differ by so many times what the images' last bit changes.
 LAST_BITS = 5
 LARGE_TOLERANCE = 1e-3
-PICTURES = 3
+IMAGES = 3
 
 
 def random_variables(model, images, seed=0):
-    """Parameters and running statistics of moderate size, without compiling ``model.init``."""
+    """Return parameters and running statistics of moderate size, without ``model.init``."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     random = np.random.default_rng(seed)
 
@@ -69,7 +73,7 @@ def random_variables(model, images, seed=0):
 
 
 def difference(got, expected) -> float:
-    """Relative L2 norm over all leaves together."""
+    """Return the relative L2 norm over all leaves together."""
     square = total = 0.0
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -79,8 +83,10 @@ def difference(got, expected) -> float:
 
 
 def make_program(model, kind, labels, kernels: bool):
-    """The compiled-once function (variables, images) -> logits in evaluation, or the parameters'
-    gradients in training, with or without kernels."""
+    """Return a jitted function of variables and images, with or without kernels.
+
+    It returns logits in evaluation, or the parameters' gradients in training.
+    """
     model = model.clone(implementation="triton" if kernels else "xla", fused=kernels)
 
     def loss(params, variables, images):
@@ -97,7 +103,7 @@ def make_program(model, kind, labels, kernels: bool):
 
 @contextlib.contextmanager
 def smooth():
-    """Inside it networks are traced without kinks."""
+    """Trace networks without kinks inside it."""
 
     def average_pool(x, strides):
         return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
@@ -109,31 +115,33 @@ def smooth():
         yield
 
 
-def aggregation_shapes(name, size):
-    """{(H, W, groups, weight channels, channels)} of a model's CoT layers, for square pictures."""
+def aggregation_shapes(name: str, size: int) -> set[AggregationShape]:
+    """Return the sizes of a model's CoT layers, for square images of ``size`` pixels."""
     model = create_model(name)
     images = jnp.zeros((1, size, size, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     look = functools.partial(model.apply, mutable=["intermediates"])
     _, state = jax.eval_shape(look, variables, images)
-    layers = {}
+    layers: dict[tuple, dict] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
         *layer, what, _ = path
-        layers.setdefault(tuple(layer), {})[what.key] = leaf.shape
+        layers.setdefault(tuple(layer), {})[what.key] = leaf
     return {
-        (*shapes["aggregation_weights"][1:4], shapes["aggregation_weights"][5], shapes["static"][3])
-        for shapes in layers.values()
-        if "aggregation_weights" in shapes
+        AggregationShape.of(arrays["static"], arrays["aggregation_weights"])
+        for arrays in layers.values()
+        if "aggregation_weights" in arrays
     }
 
 
-def operations(implementation):
-    """{name: function of the values, weights, scale and bias, output scale and shift}."""
+def operations(implementation: str) -> dict:
+    """Return functions of values, weights, gradient, scale and bias, output scale and shift.
 
-    def with_gradients(function, count):
-        def both(*operands):
-            *operands, gradient = operands
-            value, pullback = jax.vjp(function, *operands[:count])
+    Each takes the first few of them, as ``select`` does, and returns the result and gradients.
+    """
+
+    def with_gradients(function):
+        def both(values, weights, gradient, *parameters):
+            value, pullback = jax.vjp(function, values, weights, *parameters)
             return value, *pullback(gradient)
 
         return both
@@ -141,52 +149,54 @@ def operations(implementation):
     plain = functools.partial(local_aggregation, implementation=implementation)
     normalized = functools.partial(normalized_local_aggregation, implementation=implementation)
 
-    def activated(values, weights, scale, bias, output_scale, output_shift, gradient):
+    def activated(values, weights, gradient, scale, bias, output_scale, output_shift):
         del gradient
         affine = {"output_scale": output_scale, "output_shift": output_shift}
         return (normalized(values, weights, scale, bias, **affine),)
 
     return {
-        "plain": with_gradients(plain, 2),
-        "normalized": with_gradients(normalized, 4),
+        "plain": with_gradients(plain),
+        "normalized": with_gradients(normalized),
         "activated": activated,
     }
 
 
-def make_operands(pictures, shape, dtype, seed=0):
-    """Random NumPy operands of ``operations``, and a gradient; of one dtype but for the scales."""
-    height, width, groups, weight_channels, channels = shape
-    values = (pictures, height, width, channels)
-    taps = (groups, 9, weight_channels)
+def expected_results(name: str, operands) -> tuple:
+    """Return in float64 what the operation of this name returns."""
+    wide = [np.asarray(a, np.float64) for a in select(name, operands)]
+    if name == "plain":
+        return reference.local_aggregation(*wide)
+    results = reference.normalized_local_aggregation(*wide)
+    return results[:1] if name == "activated" else results
+
+
+def make_operands(batch: int, shape: AggregationShape, dtype, seed: int = 0) -> list[np.ndarray]:
+    """Return random operands of ``operations``; of one dtype but for the scales and shifts."""
+    values = (batch, shape.h, shape.w, shape.pixel_values)
+    taps = (shape.groups, shape.taps, shape.channels)
+    channels = (shape.pixel_values,)
     random = np.random.default_rng(seed)
-    shapes = (values, (*values[:3], *taps), taps, taps, (channels,), (channels,), values)
+    shapes = (values, (*values[:3], *taps), values, taps, taps, channels, channels)
     arrays = [random.standard_normal(each, np.float32) for each in shapes]
     return [a.astype(dtype) if a.ndim > 3 else a for a in arrays]
 
 
 def check_shapes(names, sizes) -> bool:
-    """Prints the errors of all operations at all shapes; whether all are within tolerance."""
+    """Print the errors of all operations at all shapes; return whether all are within tolerance."""
     shapes = sorted(set().union(*(aggregation_shapes(n, s) for n in names for s in sizes)))
-    cpu = jax.devices("cpu")[0]
     worst = dict.fromkeys(SHAPE_TOLERANCE, 0.0)
     print("errors of: result, then gradients of values, weights, scale, bias")
     for shape in shapes:
         for dtype in SHAPE_TOLERANCE:
-            operands = make_operands(PICTURES, shape, jnp.dtype(dtype))
-            with jax.enable_x64(True), jax.default_device(cpu):
-                wide = [jnp.asarray(a.astype(np.float64)) for a in operands]
-                exact = {
-                    name: jax.device_get(jax.jit(function)(*select(name, wide)))
-                    for name, function in operations("xla").items()
-                }
+            operands = make_operands(IMAGES, shape, jnp.dtype(dtype))
             for name, function in operations("triton").items():
                 device = [jnp.asarray(a) for a in select(name, operands)]
                 results, poisoned = on_poisoned_memory(function, device)
-                errors = [difference(a, b) for a, b in zip(results, exact[name], strict=True)]
+                exact = expected_results(name, operands)
+                errors = [difference(a, b) for a, b in zip(results, exact, strict=True)]
                 worst[dtype] = max(worst[dtype], *errors, key=lambda e: (np.isnan(e), e))
-                h, w, groups, _, channels = shape
                 print(
-                    f"{h}x{w}x{channels}, {groups} group{'s'[: groups > 1]:2} {dtype:9} {name:10} "
+                    f"{shape!s:22} {dtype:9} {name:10} "
                     + " ".join(f"{error:.1e}" for error in errors)
                     + f"   on NaN: {poisoned} of {len(results)}",
                     flush=True,
@@ -196,18 +206,18 @@ def check_shapes(names, sizes) -> bool:
     return all(error <= SHAPE_TOLERANCE[dtype] for dtype, error in worst.items())
 
 
-def select(name, operands):
-    """The operands that an operation takes, the gradient last."""
-    return [*operands[: {"plain": 2, "normalized": 4, "activated": 6}[name]], operands[-1]]
+def select(name: str, operands) -> list:
+    """Return the operands that an operation takes."""
+    return [*operands[: {"plain": 3, "normalized": 5, "activated": 7}[name]]]
 
 
 def check_large() -> bool:
-    """Runs more than 2^31 values through all operations, at the first shape of cotnet50."""
-    shape, ends = (56, 56, 1, 8, 64), 2
-    pictures = 2**31 // (56 * 56 * 64) + 8
+    """Run more than 2^31 values through all operations, at the first shape of cotnet50."""
+    shape, ends = MODEL_SHAPES["cotnet50"][0], 2
+    batch = 2**31 // (shape.h * shape.w * shape.pixel_values) + 8
 
     def around(array, middle):
-        """``ends`` pictures, so many of zeros, and ``ends`` other pictures."""
+        """Return ``ends`` images, so many of zeros, and ``ends`` other images."""
         array = jnp.asarray(array)
         if array.ndim < 4:
             return array
@@ -219,13 +229,13 @@ def check_large() -> bool:
         program = jax.jit(function)
         operands = select(name, make_operands(2 * ends, shape, jnp.bfloat16))
         expected = program(*(around(a, 1) for a in operands))
-        results = program(*(around(a, pictures - 2 * ends) for a in operands))
+        results = program(*(around(a, batch - 2 * ends) for a in operands))
         for number, (array, wanted) in enumerate(zip(results, expected, strict=True)):
             if array.ndim < 4:
-                # A gradient of scale or bias, summed over all pictures.
+                # A gradient of scale or bias, summed over all images.
                 error = difference(array, wanted)
             else:
-                # The middle's pictures are all alike.
+                # The middle's images are all alike.
                 equal = jnp.all(array[ends:-ends] == wanted[ends])
                 outer = difference((array[:ends], array[-ends:]), (wanted[:ends], wanted[-ends:]))
                 error = outer if equal else np.inf
@@ -235,7 +245,7 @@ def check_large() -> bool:
 
 
 def check_models(names, size, batch, dtypes, passes) -> bool:
-    """Prints the differences of whole models; whether all are within tolerance."""
+    """Print the differences of whole models; return whether all are within tolerance."""
     jax.config.update("jax_default_matmul_precision", "highest")
     random = np.random.default_rng(1)
     images = random.standard_normal((batch, size, size, 3), np.float32)
@@ -248,11 +258,11 @@ def check_models(names, size, batch, dtypes, passes) -> bool:
                 start = time.monotonic()
                 model = create_model(name, dtype=jnp.dtype(dtype))
                 variables = random_variables(model, images)
-                pictures = jnp.asarray(images, dtype)
-                kernels = make_program(model, kind, labels, True)(variables, pictures)
+                batch_images = jnp.asarray(images, dtype)
+                kernels = make_program(model, kind, labels, True)(variables, batch_images)
                 program = make_program(model, kind, labels, False)
-                xla = program(variables, pictures)
-                changed = program(variables, jnp.nextafter(pictures, jnp.inf))
+                xla = program(variables, batch_images)
+                changed = program(variables, jnp.nextafter(batch_images, jnp.inf))
                 error, by_last_bit = difference(kernels, xla), difference(changed, xla)
                 line = (
                     f"{name:17} {kind:9} {dtype:8} kernels against XLA {error:.1e}, "
@@ -274,7 +284,7 @@ def check_models(names, size, batch, dtypes, passes) -> bool:
 
 
 def require_kernels(parser: argparse.ArgumentParser) -> None:
-    """Ends the program where the kernels cannot run."""
+    """End the program where the kernels cannot run."""
     if not dispatch.kernel_available():
         needs = f"they need an NVIDIA GPU and {dispatch.INSTALL}"
         parser.exit(1, f"no kernels to check: {needs}\n")
@@ -284,9 +294,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["shapes", "large", "models"])
     parser.add_argument("--models", default=",".join(list_models()), help="by comma")
-    parser.add_argument("--sizes", default="224,320", help="of pictures, for shapes, by comma")
-    parser.add_argument("--size", type=int, default=224, help="of pictures, for models")
-    parser.add_argument("--batch", type=int, default=32, help="pictures")
+    parser.add_argument("--sizes", default="224,320", help="of images, for shapes, by comma")
+    parser.add_argument("--size", type=int, default=224, help="of images, for models")
+    parser.add_argument("--batch", type=int, default=32, help="images")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="by comma")
     parser.add_argument("--passes", default="logits,gradients,smooth", help="by comma")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Runs every aggregation kernel once on odd small shapes, for NVIDIA's memory checkers.
+"""Run every aggregation kernel once on odd small shapes, for NVIDIA's memory checkers.
 
     XLA_PYTHON_CLIENT_ALLOCATOR=cuda_async compute-sanitizer --tool memcheck --kernel-name kns=ward
         --kernel-name kns=statistics python -m cotnet_jax.tools.sanitize_kernels [--faults]
@@ -19,44 +19,45 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from cotnet_jax.ops.local_aggregation.triton.configs import TeamTile, choose_tile
+from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
+from cotnet_jax.ops.local_aggregation.triton.configs import CooperativeConfig
 from cotnet_jax.tools.check_kernels import make_operands, operations, require_kernels, select
 
-PICTURES = 2
-# H, W, groups, weight channels, channels; and a tile for the programs of a team.
+IMAGES = 2
+# With a configuration for the cooperative kernels.
 SHAPES = (
-    ((5, 7, 1, 8, 64), TeamTile(8, 2, 64, 2, False, resident=1)),
-    ((4, 3, 2, 6, 96), TeamTile(12, 4, 32, 1, True, resident=1)),
-    ((3, 4, 2, 4, 64), TeamTile(2, 3, 32, 1, False, resident=1)),
+    (AggregationShape(5, 7, 1, 8, 8), CooperativeConfig(8, 2, 64, 2, False, resident=1)),
+    (AggregationShape(4, 3, 2, 8, 6), CooperativeConfig(12, 4, 32, 1, True, resident=1)),
+    (AggregationShape(3, 4, 2, 8, 4), CooperativeConfig(2, 3, 32, 1, False, resident=1)),
 )
 
 
 def run_kernels() -> None:
-    """All kernels, in bfloat16 and float32."""
+    """Run all kernels, in bfloat16 and float32."""
     # Importable only where there is a GPU.
-    from cotnet_jax.ops.local_aggregation.triton import launch
+    from cotnet_jax.ops.local_aggregation.triton import configs, launch
 
-    for shape, tile in SHAPES:
+    for shape, config in SHAPES:
         for dtype in ("bfloat16", "float32"):
-            operands = [jnp.asarray(a) for a in make_operands(PICTURES, shape, jnp.dtype(dtype))]
-            for team_tile, reload in ((tile, False), (None, False), (None, True)):
-                if team_tile is not None and dtype == "float32":
-                    continue  # kernels for teams take 16 bits
+            operands = [jnp.asarray(a) for a in make_operands(IMAGES, shape, jnp.dtype(dtype))]
+            for cooperative, reload in ((config, False), (None, False), (None, True)):
+                if cooperative is not None and dtype == "float32":
+                    continue  # the cooperative kernels take 16 bits
 
-                def choose(*shape, reload=reload):
-                    return dataclasses.replace(choose_tile(*shape), reload=reload)
+                def choose(*arguments, choose=configs.choose_config, reload=reload):
+                    return dataclasses.replace(choose(*arguments), reload=reload)
 
                 with (
-                    mock.patch.object(launch, "team_tile", return_value=team_tile),
-                    mock.patch.object(launch, "choose_tile", choose),
+                    mock.patch.object(launch, "cooperative_config", return_value=cooperative),
+                    mock.patch.object(configs, "choose_config", choose),
                 ):
                     for name, function in operations("triton").items():
                         jax.block_until_ready(jax.jit(function)(*select(name, operands)))
-                        print(f"{shape} {dtype} {name} {team_tile}, {reload=}", flush=True)
+                        print(f"{shape} {dtype} {name} {cooperative}, {reload=}", flush=True)
 
 
 def run_faults() -> None:
-    """Two kernels that a memory checker must report."""
+    """Run two kernels that a memory checker must report."""
     import triton
     import triton.language as tl
 

@@ -1,4 +1,4 @@
-"""Stands in for jax-triton on a machine without a GPU: kernels run in Triton's interpreter.
+"""Stand in for jax-triton on a machine without a GPU: kernels run in Triton's interpreter.
 
 Importing it sets TRITON_INTERPRET, which must come before triton's first import.
 """

@@ -1,4 +1,4 @@
-"""The network: sizes, initial weights, shapes, and what has no golden figures."""
+"""The network: sizes, initial weights, shapes, and what has no reference values."""
 
 import functools
 

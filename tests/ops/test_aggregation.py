@@ -7,6 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 import cotnet_jax
+from cotnet_jax.ops.local_aggregation import reference
 
 SHAPES = [
     # N, H, W, C, groups, share, kernel size
@@ -19,28 +20,6 @@ SHAPES = [
     (1, 2, 3, 8, 2, 2, 5),
     (0, 4, 4, 8, 1, 8, 3),
 ]
-
-
-def loops(values, weights, gradient):
-    """Output, gradient of the values, gradient of the weights, one product at a time."""
-    groups, taps, weight_channels = weights.shape[3:]
-    size = int(taps**0.5)
-    channels = values.shape[3] // groups
-    output, dvalues, dweights = (np.zeros_like(a) for a in (values, values, weights))
-    for n, h, v in np.ndindex(values.shape[:3]):
-        for i, j in np.ndindex(size, size):
-            row, column = h + i - size // 2, v + j - size // 2
-            if not (0 <= row < values.shape[1] and 0 <= column < values.shape[2]):
-                continue
-            for group, c in np.ndindex(groups, channels):
-                channel, at = group * channels + c, (n, h, v, group, i * size + j)
-                weight = weights[at][c % weight_channels]
-                output[n, h, v, channel] += weight * values[n, row, column, channel]
-                dvalues[n, row, column, channel] += weight * gradient[n, h, v, channel]
-                dweights[at][c % weight_channels] += (
-                    gradient[n, h, v, channel] * values[n, row, column, channel]
-                )
-    return output, dvalues, dweights
 
 
 def inputs(shape, seed=0):
@@ -63,7 +42,7 @@ def test_equals_the_loops_in_float64(shape):
     arrays = inputs(shape)
     with jax.enable_x64(True):
         results = value_and_gradients(*map(jnp.asarray, arrays))
-        for result, expected in zip(results, loops(*arrays), strict=True):
+        for result, expected in zip(results, reference.loops(*arrays), strict=True):
             assert result.dtype == jnp.float64
             np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
 
@@ -73,7 +52,7 @@ def test_equals_the_loops_in_float64(shape):
 def test_low_precision_is_near_float64(shape, dtype, tolerance):
     arrays = [jnp.asarray(a, dtype) for a in inputs(shape)]
     results = value_and_gradients(*arrays)
-    exact = loops(*(np.asarray(a, np.float64) for a in arrays))
+    exact = reference.loops(*(np.asarray(a, np.float64) for a in arrays))
     for result, expected in zip(results, exact, strict=True):
         assert result.dtype == dtype
         error = np.linalg.norm(np.asarray(result, np.float64) - expected)
@@ -81,7 +60,7 @@ def test_low_precision_is_near_float64(shape, dtype, tolerance):
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2])
-def test_gradients_agree_with_finite_differences(shape):
+def test_gradients_agree_with_finite_differences(shape, unchecked_shapes):  # by NumPy arrays
     with jax.enable_x64(True):
         values, weights, _ = map(jnp.asarray, inputs(shape))
         check_grads(cotnet_jax.local_aggregation, (values, weights), order=1, modes=["rev"])
@@ -107,12 +86,12 @@ def test_works_under_vmap_and_remat():
         ((2, 4, 4, 16), (2, 4, 4, 9, 2), "takes values"),
     ],
 )
-def test_shapes_that_do_not_belong_together(values, weights, message):
+def test_shapes_that_do_not_belong_together(values, weights, message, unchecked_shapes):
     with pytest.raises(ValueError, match=message):
         cotnet_jax.local_aggregation(jnp.zeros(values), jnp.zeros(weights))
 
 
-def test_integers_are_refused():
+def test_integers_are_refused(unchecked_shapes):
     with pytest.raises(TypeError, match="values must be floating point, not int32"):
         cotnet_jax.local_aggregation(
             jnp.zeros((1, 2, 2, 8), jnp.int32), jnp.zeros((1, 2, 2, 1, 9, 1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cotnet_jax.layers import BatchNorm, Conv, CoTLayer, WeightGroupNorm
-from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
+from cotnet_jax.ops.local_aggregation import normalized_local_aggregation
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -56,7 +56,7 @@ def test_weights_can_still_be_looked_at():
     )
 
 
-def test_wrong_shapes_are_named():
+def test_wrong_shapes_are_named(unchecked_shapes):
     values, weights = jnp.ones((1, 2, 2, 8)), jnp.ones((1, 2, 2, 1, 9, 1))
     taps = jnp.ones((1, 9, 1))
     with pytest.raises(ValueError, match=r"scale must be \(1, 9, 1\), not \(9,\)"):

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
 from cotnet_jax.tools import benchmark_ops
 
 
@@ -15,7 +16,7 @@ def test_results_lie_on_nan():
 
 
 def test_sets_are_different_random_numbers_of_the_shapes_asked_for():
-    sets = benchmark_ops.input_sets("backward", 2, 4, 2, 32, "bfloat16")
+    sets = benchmark_ops.input_sets("backward", 2, AggregationShape(4, 4, 2, 8, 2), "bfloat16")
     filled = benchmark_ops.fill(sets)
     assert len(filled) == len(sets) >= 2
     for operands in filled:

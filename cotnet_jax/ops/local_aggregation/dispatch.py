@@ -1,4 +1,4 @@
-"""Which implementation of an aggregation runs: XLA's, or on NVIDIA GPUs the Triton kernel."""
+"""The choice of an aggregation's implementation: XLA's, or on NVIDIA GPUs the Triton kernels."""
 
 import functools
 import sys
@@ -14,7 +14,7 @@ INSTALL = f"pip install 'jax-triton=={JAX_TRITON}' 'triton>=3.6,<3.8'"
 
 
 def check_implementation(operation: str, implementation: str | None, *arrays: jax.Array) -> None:
-    """Raises ValueError or TypeError where ``implementation`` is unknown or cannot run."""
+    """Raise ValueError or TypeError where ``implementation`` is unknown or cannot run."""
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"{operation}: implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}"
@@ -28,7 +28,7 @@ def check_implementation(operation: str, implementation: str | None, *arrays: ja
 
 
 def dispatch(implementation, kernel, xla, *operands, **constants):
-    """Calls ``launch``'s function named ``kernel``, or ``xla``, with the operands.
+    """Call ``launch``'s function named ``kernel``, or ``xla``, with the operands.
 
     With no implementation forced the choice falls at lowering, by platform, so that one traced
     function runs on either.
@@ -51,7 +51,7 @@ def _kernel_takes(dtype):
 
 
 def _triton():
-    """The kernels' module, imported only where it is about to run: it needs JAX with CUDA."""
+    """Return the kernels' module, imported only where it is to run: it needs JAX with CUDA."""
     try:
         from cotnet_jax.ops.local_aggregation.triton import launch
     except ImportError as error:
@@ -63,6 +63,7 @@ def _triton():
 
 @functools.cache
 def kernel_available() -> bool:
+    """Return whether the kernels run here, with one warning where only software is missing."""
     try:
         jax.devices("cuda")
     except RuntimeError:

@@ -1,7 +1,7 @@
 """Local aggregation that normalises its weights while it reads them.
 
 Group normalisation (Wu and He, arXiv 1803.08494, equation 7) of the weights, with a group for each
-weight channel of a picture over all its pixels and taps, followed by ``local_aggregation``. On
+weight channel of an image over all its pixels and taps, followed by ``local_aggregation``. On
 NVIDIA GPUs the normalised weights are never stored: the kernels apply the normalisation to what
 they read.
 """
@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from cotnet_jax.ops.local_aggregation.dispatch import check_implementation, dispatch
 from cotnet_jax.ops.local_aggregation.plain import check_inputs, xla_backward, xla_forward
@@ -20,17 +21,17 @@ NAME = "normalized_local_aggregation"
 
 
 def normalized_local_aggregation(
-    values: jax.Array,
-    raw_weights: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
+    values: Float[Array, "N H W C"],
+    raw_weights: Float[Array, "N H W G KK Cw"],
+    scale: Float[Array, "G KK Cw"],
+    bias: Float[Array, "G KK Cw"],
     *,
     epsilon: float = 1e-5,
-    output_scale: jax.Array | None = None,
-    output_shift: jax.Array | None = None,
+    output_scale: Float[Array, " C"] | None = None,
+    output_shift: Float[Array, " C"] | None = None,
     implementation: str | None = None,
-) -> jax.Array:
-    """``local_aggregation`` of the values with group-normalised weights.
+) -> Float[Array, "N H W C"]:
+    """Return ``local_aggregation`` of the values with group-normalised weights.
 
     Statistics, normalisation and sums are taken in at least float32. Gradients are those of the
     whole composition (reverse mode only).
@@ -43,7 +44,9 @@ def normalized_local_aggregation(
       output_scale, output_shift: [C], both or none. With them the result is
         SiLU(output_scale * y + output_shift) of the aggregation y: a batch normalisation by
         running statistics and its activation.
-      implementation: as in ``local_aggregation``.
+      implementation: as in ``local_aggregation``. On NVIDIA GPUs some of the kernels have programs
+        that wait for each other; with COTNET_JAX_COOPERATIVE_KERNELS=0 in the environment when a
+        shape is first traced, two kernels run one after the other in place of each.
 
     Returns:
       [N, H, W, C] in the dtype of ``values``.
@@ -60,12 +63,13 @@ def normalized_local_aggregation(
     operands = align(values, raw_weights, scale.astype(dtype), bias.astype(dtype))
     if output_scale is None and output_shift is None:
         return _aggregate(implementation, epsilon, *operands)
+    affine = []
     for name, array in (("output_scale", output_scale), ("output_shift", output_shift)):
         if array is None or array.shape != values.shape[3:]:
             shape = None if array is None else array.shape
             raise ValueError(f"{NAME}: {name} must be {values.shape[3:]}, not {shape}")
-    affine = align(values, output_scale.astype(dtype), output_shift.astype(dtype))[1:]
-    return _activated(implementation, epsilon, *operands, *affine)
+        affine.append(array.astype(dtype))
+    return _activated(implementation, epsilon, *operands, *align(values, *affine)[1:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -75,15 +79,17 @@ def _aggregate(implementation, epsilon, *operands):
 
 def _aggregate_fwd(implementation, epsilon, values, raw, scale, bias):
     operands = (values, raw, scale, bias)
-    y, mean, factor = dispatch(
-        implementation, "normalized_forward", _xla_forward, *operands, epsilon=epsilon
+    y, mean, rstd = dispatch(
+        implementation, "normalized_forward", xla_normalized_forward, *operands, epsilon=epsilon
     )
-    return y, (values, raw, mean, factor, scale, bias)
+    return y, (values, raw, mean, rstd, scale, bias)
 
 
 def _aggregate_bwd(implementation, epsilon, residuals, gradient):
     del epsilon
-    return dispatch(implementation, "normalized_backward", _xla_backward, gradient, *residuals)
+    values, raw, *normalization = residuals
+    operands = (values, raw, gradient, *normalization)
+    return dispatch(implementation, "normalized_backward", xla_normalized_backward, *operands)
 
 
 _aggregate.defvjp(_aggregate_fwd, _aggregate_bwd)
@@ -92,7 +98,7 @@ _aggregate.defvjp(_aggregate_fwd, _aggregate_bwd)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _activated(implementation, epsilon, *operands):
     return dispatch(
-        implementation, "activated_forward", _xla_activated_forward, *operands, epsilon=epsilon
+        implementation, "activated_forward", xla_activated_forward, *operands, epsilon=epsilon
     )
 
 
@@ -112,7 +118,10 @@ _activated.defvjp(_activated_fwd, _activated_bwd)
 
 
 def group_statistics(raw, epsilon):
-    """Mean and 1 / sqrt(variance + epsilon) of every group, [N, G, 1, Cw], in at least float32."""
+    """Return mean and rstd of every group, [N, G, 1, Cw], in at least float32.
+
+    rstd is 1 / sqrt(variance + epsilon).
+    """
     raw = raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
     axes = (1, 2, 4)
     mean, mean_of_squares = raw.mean(axes), jnp.square(raw).mean(axes)
@@ -130,34 +139,37 @@ def _activate(y, output_scale, output_shift):
     return jax.nn.silu(output_scale * y + output_shift).astype(y.dtype)
 
 
-def normalize(raw, mean, factor, scale, bias):
-    a = scale * factor
-    return (raw * _per_pixel(a) + _per_pixel(bias - mean * a)).astype(raw.dtype)
+def normalize(raw, mean, rstd, scale, bias):
+    """Return the normalised weights, from statistics as ``group_statistics`` gives them."""
+    factor = scale * rstd
+    shift = bias - mean * factor
+    return (raw * _per_pixel(factor) + _per_pixel(shift)).astype(raw.dtype)
 
 
-def _xla_forward(values, raw, scale, bias, epsilon):
-    """The aggregation, and mean and factor as ``group_statistics`` gives them."""
-    mean, factor = group_statistics(raw, epsilon)
-    return xla_forward(values, normalize(raw, mean, factor, scale, bias)), mean, factor
+def xla_normalized_forward(values, raw, scale, bias, epsilon):
+    """Return the aggregation, and mean and rstd as ``group_statistics`` gives them."""
+    mean, rstd = group_statistics(raw, epsilon)
+    return xla_forward(values, normalize(raw, mean, rstd, scale, bias)), mean, rstd
 
 
-def _xla_activated_forward(values, raw, scale, bias, output_scale, output_shift, epsilon):
-    y, _, _ = _xla_forward(values, raw, scale, bias, epsilon)
+def xla_activated_forward(values, raw, scale, bias, output_scale, output_shift, epsilon):
+    """Return the aggregation with its epilogue."""
+    y, _, _ = xla_normalized_forward(values, raw, scale, bias, epsilon)
     return _activate(y, output_scale, output_shift)
 
 
-def _xla_backward(gradient, values, raw, mean, factor, scale, bias):
-    """Gradients of values, raw, scale and bias."""
-    weights = normalize(raw, mean, factor, scale, bias)
+def xla_normalized_backward(values, raw, gradient, mean, rstd, scale, bias):
+    """Return the gradients of values, raw, scale and bias."""
+    weights = normalize(raw, mean, rstd, scale, bias)
     values_gradient, weights_gradient = xla_backward(values, weights, gradient)
     dtype = mean.dtype
     wide = weights_gradient.astype(dtype)
-    normal = (raw.astype(dtype) - _per_pixel(mean)) * _per_pixel(factor)
+    normal = (raw.astype(dtype) - _per_pixel(mean)) * _per_pixel(rstd)
     sums, products = wide.sum((1, 2)), (wide * normal).sum((1, 2))
     count = raw.shape[1] * raw.shape[2] * raw.shape[4]
     mean_gradient = (scale * sums).sum(2, keepdims=True) / count
     mean_product = (scale * products).sum(2, keepdims=True) / count
-    raw_gradient = _per_pixel(factor) * (
+    raw_gradient = _per_pixel(rstd) * (
         scale * wide - _per_pixel(mean_gradient) - normal * _per_pixel(mean_product)
     )
     return values_gradient, raw_gradient.astype(raw.dtype), products.sum(0), sums.sum(0)

@@ -17,15 +17,19 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from cotnet_jax.ops.local_aggregation.dispatch import check_implementation, dispatch
 from cotnet_jax.ops.varying import align
 
 
 def local_aggregation(
-    values: jax.Array, weights: jax.Array, *, implementation: str | None = None
-) -> jax.Array:
-    """Sums each pixel's K x K neighbourhood with that pixel's own weights.
+    values: Float[Array, "N H W C"],
+    weights: Float[Array, "N H W G KK Cw"],
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "N H W C"]:
+    """Return the sum of each pixel's K x K neighbourhood, with that pixel's own weights.
 
     Sums are taken in float32, or in float64 for float64 inputs, and have gradients of their own
     (reverse mode only).
@@ -51,7 +55,7 @@ def local_aggregation(
 
 
 def check_inputs(operation: str, values: jax.Array, weights: jax.Array) -> None:
-    """Raises TypeError or ValueError where values and weights do not belong together."""
+    """Raise TypeError or ValueError where values and weights do not belong together."""
     for name, array in (("values", values), ("weights", weights)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"{operation}: {name} must be floating point, not {array.dtype}")
@@ -101,18 +105,21 @@ def _split(array, weights):
 
 
 def _pad(array, kernel_size):
-    """Zeros of kernel_size // 2 around the rows and columns of [N, H, W, ...]."""
+    """Put zeros of kernel_size // 2 around the rows and columns of [N, H, W, ...]."""
     margin = (kernel_size // 2, kernel_size // 2)
     return jnp.pad(array, [(0, 0), margin, margin] + [(0, 0)] * (array.ndim - 3))
 
 
 def _window(padded, row, column, like):
-    """The part of a padded array that a tap at (row, column) sees, as large as ``like``."""
+    """Return the part of a padded array that a tap at (row, column) sees, as large as ``like``."""
     return padded[:, row : row + like.shape[1], column : column + like.shape[2]]
 
 
 def xla_forward(values, weights):
-    """The sum as products of shifted slices, which XLA fuses into one loop over the output."""
+    """Return the aggregation.
+
+    It is a sum of products of shifted slices, which XLA fuses into one loop over the output.
+    """
     kernel_size = math.isqrt(weights.shape[4])
     split = _split(values, weights)
     padded = _pad(split, kernel_size)
@@ -124,7 +131,7 @@ def xla_forward(values, weights):
 
 
 def xla_backward(values, weights, gradient):
-    """Gradients of values and weights, given the gradient of the output.
+    """Return the gradients of values and weights, given the gradient of the output.
 
     Written out because autodiff's form was three times as slow on a CPU: the sum over the
     channels that share a weight is unrolled, so that it stays elementwise.

@@ -1,6 +1,6 @@
 """Triton kernels of the weights' group normalisation; importable only where triton is.
 
-Weights w and their gradients are [N, H, W, G, TAPS, CW], statistics [N, G, CW] float32. Memory is
+Weights w and their gradients are [N, H, W, G, TAPS, Cw], statistics [N, G, Cw] float32. Memory is
 read in the order in which it lies, in as wide pieces as its alignment allows.
 """
 
@@ -12,39 +12,37 @@ import triton.language as tl
 def statistics(
     w_ptr,
     mean_ptr,
-    factor_ptr,
-    H: tl.constexpr,
-    W: tl.constexpr,
+    rstd_ptr,
+    PIXELS: tl.constexpr,
     G: tl.constexpr,
     CW: tl.constexpr,
     TAPS: tl.constexpr,
+    CONFIG: tl.constexpr,
     EPSILON: tl.constexpr,
-    BLOCK: tl.constexpr,
     RUN: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
-    """Mean of w over pixels and taps, and 1 / sqrt(variance + EPSILON).
+    """Write the mean of w over pixels and taps, and rstd, 1 / sqrt(variance + EPSILON).
 
-    One program has one picture and group. It reads runs of RUN values without a gap, padded to a
-    power of two: CW where the next run follows at once, the pixel's TAPS * CW otherwise. BLOCK
-    values are read at a time, STAGES - 1 times before the first is used.
+    One program has one image and group. It reads runs of RUN values without a gap, padded to a
+    power of two: Cw where the next run follows at once, the pixel's TAPS * Cw otherwise. A block is
+    read at a time, the stages less one times before the first is used.
     """
     LANES: tl.constexpr = triton.next_power_of_2(RUN)
     CHANNELS: tl.constexpr = triton.next_power_of_2(CW)
-    ROWS: tl.constexpr = H * W * TAPS * CW // RUN
+    ROWS: tl.constexpr = PIXELS * TAPS * CW // RUN
     STRIDE: tl.constexpr = G * RUN
-    STEP: tl.constexpr = BLOCK // LANES
+    STEP: tl.constexpr = CONFIG.block // LANES
     program = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     exists = lane < RUN
-    start = (program // G) * (H * W * G * TAPS * CW) + (program % G) * (TAPS * CW)
+    start = (program // G) * (PIXELS * G * TAPS * CW) + (program % G) * (TAPS * CW)
     # Differences from the first pixel's mean keep the squares small where the mean is large.
     origin = _first_mean(w_ptr + start + lane % CW, CW, TAPS)
     row = tl.arange(0, STEP)[:, None]
     w = w_ptr + start + row * STRIDE + lane[None, :]
     total = tl.zeros((STEP, LANES), tl.float32)
     square = tl.zeros((STEP, LANES), tl.float32)
-    for step in tl.range(0, (ROWS + STEP - 1) // STEP, num_stages=STAGES):
+    for step in tl.range(0, (ROWS + STEP - 1) // STEP, num_stages=CONFIG.num_stages):
         mask = (row + step * STEP < ROWS) & exists[None, :]
         difference = tl.load(w, mask, 0.0).to(tl.float32) - origin[None, :]
         difference = tl.where(mask, difference, 0.0)
@@ -54,18 +52,18 @@ def statistics(
     channel = tl.arange(0, CHANNELS)
     total = _fold(tl.sum(total, 0), channel, CW, RUN)
     square = _fold(tl.sum(square, 0), channel, CW, RUN)
-    mean = total / (H * W * TAPS)
-    variance = tl.maximum(square / (H * W * TAPS) - mean * mean, 0.0)
+    mean = total / (PIXELS * TAPS)
+    variance = tl.maximum(square / (PIXELS * TAPS) - mean * mean, 0.0)
     origin = _fold(origin, channel, CW, CW)
     tl.store(mean_ptr + program * CW + channel, origin + mean, channel < CW)
-    # Not approximated: an error here is one of all of a picture's weights.
-    factor = tl.div_rn(1.0, tl.sqrt_rn(variance + EPSILON))
-    tl.store(factor_ptr + program * CW + channel, factor, channel < CW)
+    # Not approximated: an error here is one of all of an image's weights.
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + EPSILON))
+    tl.store(rstd_ptr + program * CW + channel, rstd, channel < CW)
 
 
 @triton.jit
 def _first_mean(w, CW: tl.constexpr, TAPS: tl.constexpr):
-    """Mean over the taps of the pixel at ``w``."""
+    """Return the mean over the taps of the pixel at ``w``."""
     total = tl.load(w).to(tl.float32)
     for tap in tl.static_range(1, TAPS):
         total += tl.load(w + tap * CW).to(tl.float32)
@@ -74,7 +72,7 @@ def _first_mean(w, CW: tl.constexpr, TAPS: tl.constexpr):
 
 @triton.jit
 def _fold(values, index, PERIOD: tl.constexpr, LENGTH: tl.constexpr):
-    """Sums of every PERIOD-th of LENGTH values, from each index on."""
+    """Return the sums of every PERIOD-th of LENGTH values, from each index on."""
     if PERIOD == LENGTH and values.shape == index.shape:
         return values
     index = tl.minimum(index, PERIOD - 1)
@@ -86,7 +84,7 @@ def _fold(values, index, PERIOD: tl.constexpr, LENGTH: tl.constexpr):
 
 @triton.jit
 def _add_lines(sums, there, LINES, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Column sums of [LINES, WIDTH] float32, padded to a power of two."""
+    """Return the column sums of [LINES, WIDTH] float32, padded to a power of two."""
     LANES: tl.constexpr = triton.next_power_of_2(WIDTH)
     STEP: tl.constexpr = BLOCK // LANES
     line = tl.arange(0, STEP)[:, None]
@@ -103,34 +101,33 @@ def group_norm_backward(
     w_ptr,
     dw_ptr,
     mean_ptr,
-    factor_ptr,
+    rstd_ptr,
     scale_ptr,
     sums_ptr,
     raw_dw_ptr,
     parameters_ptr,
     N: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
+    PIXELS: tl.constexpr,
     G: tl.constexpr,
     CW: tl.constexpr,
     TAPS: tl.constexpr,
-    PICTURES: tl.constexpr,
+    CONFIG: tl.constexpr,
+    IMAGES: tl.constexpr,
     PIECES: tl.constexpr,
     LINES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
-    """raw_dw, the gradient of the weights, from dw, that of the normalised ones.
+    """Write raw_dw, the gradient of the weights, from dw, that of the normalised ones.
 
-    sums [2, N, LINES, G, CW], added up over the lines, are those of dw * scale * factor over a
-    group and of that times w - mean. The gradients of scale and bias are left in parameters as
-    sums over a program's pixels, [2, programs, G, TAPS, CW] float32. A program has PICTURES
-    pictures, or one of PIECES of a picture. A lane keeps its tap and channel. BLOCK values are read
-    at a time, STAGES - 1 times before the first is used.
+    The partial sums of ``backward``, here sums [2, N, LINES, G, Cw], are added up over the lines.
+    The gradients of scale and bias are left in parameters as partial sums over a program's pixels,
+    [2, programs, G, TAPS, Cw] float32. A program has IMAGES images, or one of PIECES of an image. A
+    lane, one element of the block, keeps its tap and channel. A block is read at a time, the stages
+    less one times before the first is used.
     """
+    BLOCK: tl.constexpr = CONFIG.block
     WC: tl.constexpr = G * TAPS * CW
-    COUNT: tl.constexpr = H * W * TAPS
-    LENGTH: tl.constexpr = H * W * WC
+    COUNT: tl.constexpr = PIXELS * TAPS
+    LENGTH: tl.constexpr = PIXELS * WC
     STEP: tl.constexpr = BLOCK // WC * WC
     STEPS: tl.constexpr = ((LENGTH + STEP - 1) // STEP + PIECES - 1) // PIECES
     program = tl.program_id(0)
@@ -140,24 +137,24 @@ def group_norm_backward(
     statistic = parameter // (TAPS * CW) * CW + parameter % CW
     scale_gradient = tl.zeros((BLOCK,), tl.float32)
     bias_gradient = tl.zeros((BLOCK,), tl.float32)
-    for i in range(PICTURES):
-        # Last pictures first: the kernel before has left them in the cache.
-        picture = N - 1 - (program // PIECES * PICTURES + i)
-        there = exists & (picture >= 0)
-        index = picture * (G * CW) + statistic
+    for i in range(IMAGES):
+        # Last images first: the kernel before has left them in the cache.
+        image = N - 1 - (program // PIECES * IMAGES + i)
+        there = exists & (image >= 0)
+        index = image * (G * CW) + statistic
         mean = tl.load(mean_ptr + index, there, 0.0)
-        factor = tl.load(factor_ptr + index, there, 0.0)
-        sums = sums_ptr + picture.to(tl.int64) * (LINES * G * CW)
-        constant = _add_lines(sums, picture >= 0, LINES, G * CW, BLOCK)
+        rstd = tl.load(rstd_ptr + index, there, 0.0)
+        sums = sums_ptr + image.to(tl.int64) * (LINES * G * CW)
+        constant = _add_lines(sums, image >= 0, LINES, G * CW, BLOCK)
         constant = tl.gather(constant, statistic, 0) / COUNT
         sums += N * LINES * G * CW
-        slope = _add_lines(sums, picture >= 0, LINES, G * CW, BLOCK)
-        slope = tl.gather(slope, statistic, 0) * factor * factor / COUNT
-        multiplier = tl.load(scale_ptr + parameter) * factor
+        slope = _add_lines(sums, image >= 0, LINES, G * CW, BLOCK)
+        slope = tl.gather(slope, statistic, 0) * rstd * rstd / COUNT
+        multiplier = tl.load(scale_ptr + parameter) * rstd
         product = tl.zeros((BLOCK,), tl.float32)
         first = (program % PIECES) * STEPS
-        start = picture.to(tl.int64) * LENGTH
-        for step in tl.range(0, STEPS, num_stages=STAGES):
+        start = image.to(tl.int64) * LENGTH
+        for step in tl.range(0, STEPS, num_stages=CONFIG.num_stages):
             offset = (first + step) * STEP + lane
             mask = there & (offset < LENGTH)
             weight = tl.load(w_ptr + start + offset, mask, 0.0).to(tl.float32)
@@ -167,7 +164,7 @@ def group_norm_backward(
             product += gradient * difference
             raw = gradient * multiplier - constant - slope * difference
             tl.store(raw_dw_ptr + start + offset, raw.to(raw_dw_ptr.dtype.element_ty), mask)
-        scale_gradient += product * factor
+        scale_gradient += product * rstd
     parameter = tl.arange(0, triton.next_power_of_2(WC))
     parameters = parameters_ptr + program * WC + parameter
     scale_gradient = _fold(scale_gradient, parameter, WC, STEP)

@@ -18,7 +18,10 @@ def _declaration(size):
 
 @triton.jit
 def allocate(WORDS: tl.constexpr, BLOCK: tl.constexpr):
-    """Address of each lane's first of WORDS words, of 32 bits. Word i is 4 * BLOCK * i further."""
+    """Return the address of each lane's first of WORDS words, of 32 bits.
+
+    Word i is 4 * BLOCK * i further.
+    """
     # fmt: off
     base = tl.inline_asm_elementwise(_declaration(4 * BLOCK * WORDS), "=r,r", [0], dtype=tl.int32,
                                      is_pure=False, pack=1)
@@ -31,7 +34,7 @@ def allocate(WORDS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def put(address, word):
-    """Stores a word of 32 bits for each lane."""
+    """Store a word of 32 bits for each lane."""
     # fmt: off
     tl.inline_asm_elementwise("st.shared.b32 [$1], $2; mov.u32 $0, 0;", "=r,r,r", [address, word],
                               dtype=tl.int32, is_pure=False, pack=1)
@@ -40,7 +43,7 @@ def put(address, word):
 
 @triton.jit
 def get(address):
-    """The word that ``put`` stored last, as int32."""
+    """Return the word that ``put`` stored last, as int32."""
     # fmt: off
     return tl.inline_asm_elementwise("ld.shared.b32 $0, [$1];", "=r,r", [address], dtype=tl.int32,
                                      is_pure=False, pack=1)
@@ -49,13 +52,13 @@ def get(address):
 
 @triton.jit
 def pack(low, high):
-    """Two values of 16 bits in a word."""
+    """Return two values of 16 bits in a word."""
     low = low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     return low | (high.to(tl.int16, bitcast=True).to(tl.int32) << 16)
 
 
 @triton.jit
 def unpack(word, DTYPE: tl.constexpr):
-    """The two values of a word, as float32."""
+    """Return the two values of a word, as float32."""
     low = word.to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
     return low, (word >> 16).to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
