@@ -168,7 +168,7 @@ def run(options):
         WorkerLostError,
     )
     try:
-        # From here on there is more to say and to close. In the background it may be ignored.
+        # From here on an interrupt has more to close and to report. Background jobs may ignore it.
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         initialize.initialize(
@@ -215,7 +215,7 @@ def summary(metrics, workdir):
 Held-out top-1 of {metrics["count"]} images: {reached}.
 Next:
   classify an image:  python -m cotnet_jax.predict --weights={path} IMAGE{curves}
-  go on in Python:     model, variables = cotnet_jax.load({path!r})"""
+  continue in Python:  model, variables = cotnet_jax.load({path!r})"""
 
 
 if __name__ == "__main__":

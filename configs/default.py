@@ -132,7 +132,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Epochs between evaluations; the last epoch is always evaluated. Unused with steps_per_eval.
     evaluation.every_epochs = 1
     # A file of ReaL labels of ImageNet's validation images (Beyer et al., arXiv 2006.07159,
-    # real.json as published): adds the accuracy by them to the ordinary one. "" is off.
+    # real.json as published), to report the accuracy by them as well. "" is off.
     evaluation.real_labels = ""
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax
 import jax
@@ -42,7 +42,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which, why, and what to do."""
 
 
-def weight_kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
+def weight_kinds(config: Mapping[str, Any]) -> tuple[Literal["raw", "ema"], ...]:
     """Return the kinds of weights of a run; its checkpoints are ranked by the last one's top-1."""
     return ("raw", "ema") if config["ema"]["decay"] else ("raw",)
 
@@ -231,9 +231,10 @@ class Checkpointer:
             model or of other options.
         """
         self.wait()
-        step, damaged = self._newest_undamaged(self.all_steps()[::-1])
-        if step is None:
+        steps = self.all_steps()[::-1]
+        if not steps:
             return None
+        step, damaged = self._newest_undamaged(steps)
         if damaged and not self._read_only:
             self._rename_damaged(damaged)
         return self._restore(step, example)
@@ -303,11 +304,16 @@ class Checkpointer:
     def _write_manifest_of_new_step(self) -> None:
         """Called by Orbax on the first process, after the last file and before the rename."""
         step = self._writing
+        assert step is not None
         folder = next(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"), self._folder(step))
         checksums.write(folder, checksums.checksums(folder), {"metrics": self._metrics[step]})
 
-    def _newest_undamaged(self, steps: Sequence[int]) -> tuple[int | None, Sequence[int]]:
-        """Return the first of ``steps`` that is undamaged, and the damaged ones before it."""
+    def _newest_undamaged(self, steps: Sequence[int]) -> tuple[int, Sequence[int]]:
+        """Return the first of ``steps`` that is undamaged, and the damaged ones before it.
+
+        Raises:
+          CheckpointError: all are damaged.
+        """
         problems = []
         if jax.process_index() == 0:
             for step in steps:
@@ -325,13 +331,11 @@ class Checkpointer:
             if damaged:
                 logging.warning("Using the checkpoint of step %d instead.", steps[damaged])
             return steps[damaged], steps[:damaged]
-        if damaged:
-            listed = "\n  ".join(problems) or "process 0 prints the reasons"
-            raise CheckpointError(
-                f"No checkpoint in {self.directory} can be read:\n  {listed}\n"
-                "Restore one from a copy, or start again with another --workdir."
-            )
-        return None, []
+        listed = "\n  ".join(problems) or "process 0 prints the reasons"
+        raise CheckpointError(
+            f"No checkpoint in {self.directory} can be read:\n  {listed}\n"
+            "Restore one from a copy, or start again with another --workdir."
+        )
 
     def _rename_damaged(self, steps: Sequence[int]) -> None:
         if jax.process_index() == 0:
@@ -403,7 +407,8 @@ class Checkpointer:
             yield
         except Exception as error:
             self._writing = None
-            self._metrics.pop(step, None)
+            if step is not None:
+                self._metrics.pop(step, None)
             logging.debug("Failed to write step %s", step, exc_info=True)
             if jax.process_index() == 0:
                 self._remove_unfinished(step)

@@ -7,8 +7,7 @@ import jax
 import optax
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """The state of a run after ``step`` steps.
 
     Attributes:

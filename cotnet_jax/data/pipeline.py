@@ -51,7 +51,7 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """Return an endless stream of training batches that begins at a given step.
 
-    Every epoch has its own order, of which the first ``steps_per_epoch`` batches are used.
+    Every epoch has its own order, and uses the first ``steps_per_epoch`` batches of it.
     Process p reads rows p*b .. (p+1)*b of each global batch, b = batch_size / process_count, so
     the global batch is the same for any number of processes.
 

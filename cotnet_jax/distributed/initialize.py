@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -69,6 +70,7 @@ def initialize(
     num_processes = environment.get("num_processes") if num_processes is None else num_processes
     process_id = environment.get("process_id") if process_id is None else process_id
     _check(settings, environment, coordinator_address, num_processes, process_id, local_device_ids)
+    assert num_processes is not None
     local_devices = environment.get("local_devices")
     if local_device_ids:
         local_devices = [int(number) for number in local_device_ids]
@@ -146,12 +148,12 @@ class _ProcessFormatter(logging.PythonFormatter):
         return f"[process {jax.process_index()}] {super().format(record)}"
 
 
-def _environment() -> dict:
+def _environment() -> dict[str, Any]:
     """Return the launcher's name, num_processes, process_id, local_devices; {} without one."""
     # JAX has no public function that detects them without initialising at once.
     from jax._src.clusters import ClusterEnv
 
-    found = {}
+    found: dict[str, Any] = {}
     try:
         if "OMPI_COMM_WORLD_SIZE" in os.environ:
             # JAX 0.10 does not know Open MPI 5, and 0.12 asks for mpi4py to use it.

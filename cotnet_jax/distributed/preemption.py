@@ -3,6 +3,7 @@
 import collections
 import signal
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ class PreemptionHandler:
         self._mesh = mesh
         self._signalled = False
         self._listening = False
-        self._earlier_handler = None
+        self._earlier_handler: Any = None
         self._votes: collections.deque[jax.Array] = collections.deque()
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, REPLICATED))
 

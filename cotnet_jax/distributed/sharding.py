@@ -59,7 +59,7 @@ def prefetch_to_device(mesh: Mesh, batches: Iterable[Any], ahead: int = 1) -> It
 
     They are copied while the devices work on the batch before.
     """
-    queue = collections.deque()
+    queue: collections.deque[Any] = collections.deque()
     batches = iter(batches)
     while True:
         for batch in itertools.islice(batches, 1 + ahead - len(queue)):

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
@@ -52,6 +52,8 @@ _MISSING_PEER_ADVICE = (
 _initialized = threading.Event()
 # Taken by the thread that ends the process and never released: no other thread prints an error.
 _ending = threading.Lock()
+# References to the handlers that only the C library holds otherwise, or they would be collected.
+_abort_handlers: list[Any] = []
 
 
 class Watchdog:
@@ -116,7 +118,7 @@ def exit_if_peer_lost(_, error: BaseException | None, __) -> None:
 
     The arguments are those of a context manager's exit, for ``contextlib.ExitStack.push``.
     """
-    if jax.distributed.is_initialized() and is_peer_lost(error):
+    if error is not None and jax.distributed.is_initialized() and is_peer_lost(error):
         _end(f"lost its connection ({first_line(error)})")
 
 
@@ -147,8 +149,7 @@ def handle_aborts() -> None:
         else:
             _end("was aborted by JAX's coordination service, see above")
 
-    # Only the C library holds a reference to it: keep one here, or it would be collected.
-    handle_aborts.handler = on_abort
+    _abort_handlers.append(on_abort)
     earlier = libc.signal(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
 
 
@@ -163,6 +164,7 @@ def exit_together(code: int, seconds: float) -> None:
     Python's exit would wait for the others for minutes.
     """
     _ending.acquire()
+    assert global_state.client is not None
     with contextlib.suppress(RuntimeError):
         global_state.client.wait_at_barrier("cotnet_jax exits", int(1000 * seconds))
     _exit(code, 0.2)
@@ -200,6 +202,7 @@ def _service_answers() -> bool:
     answered = threading.Event()
 
     def ask():
+        assert global_state.client is not None
         try:
             global_state.client.key_value_try_get("cotnet_jax/anything")
         except RuntimeError as error:

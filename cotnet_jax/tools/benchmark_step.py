@@ -154,7 +154,7 @@ def benchmark(config: ml_collections.ConfigDict, variants: list[str], trace: str
         states[variant], each = run(step, states[variant], batch, 2)
         left = (ROUNDS * STEPS * len(variants)) * each
         logging.info("then %.0f ms a step; about %.0f s for all steps", each * 1e3, left)
-    seconds = {variant: [] for variant in variants}
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     # In turn: a device that grows warm must not favour the first.
     for _ in range(ROUNDS):
         for variant, step in compiled.items():

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -45,7 +46,9 @@ def evaluate_only(
         read = read_weights(config.init_from, kind, config.model.name)
         for note in read.notes:
             logging.info("%s", note)
-        weights = {"given": read.variables}
+        weights: dict[str, dict] = {"given": read.variables}
+    elif workdir is None:
+        raise ValueError("nothing to evaluate: give a workdir, or weights by config.init_from")
     else:
         workdir = Workdir(workdir)
         workdir.check_config(config)
@@ -109,7 +112,7 @@ class EvalLoop:
             total=len(setup.eval_source),
             after_batch=after_batch,
         )
-        metrics = {}
+        metrics: dict[str, float] = {}
         for kind in weights:
             for evaluator in setup.evaluators:
                 metrics |= evaluator.metrics(kind, counts[kind][evaluator.name])
@@ -145,9 +148,9 @@ def make_eval_step(
 
     def device_step(weights, batch):
         images = normalize(batch["image"], mean, std, model.dtype)
-        counts = {"count": jnp.sum(batch["mask"] > 0, dtype=jnp.int32)}
+        counts: dict[str, Any] = {"count": jnp.sum(batch["mask"] > 0, dtype=jnp.int32)}
         for kind, variables in weights.items():
-            logits = model.apply(variables, images, train=False)
+            logits: Any = model.apply(variables, images, train=False)
             counts[kind] = {e.name: e.counts(logits, batch) for e in evaluators}
         return jax.lax.psum(counts, DATA_AXIS)
 

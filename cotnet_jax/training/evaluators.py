@@ -56,7 +56,7 @@ class Accuracy:
     name = "accuracy"
 
     def __init__(self):
-        self.example_fields = {}
+        self.example_fields: ExampleFields = {}
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Accuracy":
@@ -96,7 +96,8 @@ class RealLabels:
     name = "real_labels"
 
     def __init__(self, table: np.ndarray):
-        self.example_fields = {"real": functools.partial(real_labels_of, table=table)}
+        real = functools.partial(real_labels_of, table=table)
+        self.example_fields: ExampleFields = {"real": real}
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "RealLabels | None":

@@ -1,6 +1,5 @@
 """The training loop: from a configuration and a workdir to trained weights."""
 
-import functools
 from pathlib import Path
 
 import jax
@@ -26,8 +25,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
       workdir: the run's folder; ``Workdir`` lists its files.
 
     Returns:
-      The metrics of the last evaluation, as of ``EvalLoop.run``, for "raw" weights and, where
-      there is one, the EMA "ema".
+      The metrics of the last evaluation, as ``EvalLoop.run`` returns them, for "raw" weights and,
+      where there is one, the EMA "ema".
 
     Raises:
       ValueError: the configuration or the dataset cannot be used.
@@ -80,11 +79,20 @@ def build_train_step(
 ) -> jax.stages.Wrapped:
     """Return the train step that a configuration describes."""
     config = setup.config
-    mix = functools.partial(mix_batch, num_classes=setup.model.num_classes, **config.mixing)
+
+    def mix(key: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        return mix_batch(
+            key,
+            batch["image"],
+            batch["label"],
+            num_classes=setup.model.num_classes,
+            **config.mixing,
+        )
+
     return make_train_step(
         setup.model,
         optimizer,
-        lambda key, batch: mix(key, batch["image"], batch["label"]),
+        mix,
         mesh=setup.mesh,
         mean=config.data.mean,
         std=config.data.std,

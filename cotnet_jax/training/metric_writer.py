@@ -71,7 +71,7 @@ class MetricWriter:
             return
         now = time.time()
         values = {name: float(value) for name, value in scalars.items()}
-        line = {"step": int(step), "time": round(now, 3)}
+        line: dict[str, float | None] = {"step": int(step), "time": round(now, 3)}
         line |= {name: v if math.isfinite(v) else None for name, v in values.items()}
         with self._explain_failure():
             self._lines.write(json.dumps(line).encode() + b"\n")

@@ -111,10 +111,10 @@ class Progress:
             self._start_window()
         if self.step % self._every_steps and self.step != self._total_steps:
             return None
-        metrics = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        metrics |= self._close_window()
-        logging.info("%s", self._line(metrics))
-        return metrics
+        scalars = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        scalars |= self._close_window()
+        logging.info("%s", self._line(scalars))
+        return scalars
 
     def _start_window(self) -> None:
         self._window_start = self._clock()

@@ -1,7 +1,7 @@
 """What a configuration resolves to: devices, data, network, evaluators, learning rates."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from cotnet_jax.config import find_problems
 from cotnet_jax.data import pipeline
 from cotnet_jax.data.sources import Source, open_source
+from cotnet_jax.data.undecodable import Batch
 from cotnet_jax.distributed import sharding
 from cotnet_jax.models.cotnet import create_model
 from cotnet_jax.training.evaluators import Evaluator, make_evaluators
@@ -42,11 +43,13 @@ class EvalSetup:
         """Batches in one pass over the evaluation split."""
         return pipeline.steps_per_pass(self.config, self.eval_source)
 
-    def eval_batches(self) -> Iterator[dict]:
+    def eval_batches(self) -> Generator[Batch, None, None]:
         """Return this process's rows of the evaluation batches, pass after pass without end."""
-        fields = {}
-        for evaluator in self.evaluators:
-            fields |= evaluator.example_fields
+        fields = {
+            name: field
+            for evaluator in self.evaluators
+            for name, field in evaluator.example_fields.items()
+        }
         return pipeline.eval_batches(
             self.config,
             process_index=jax.process_index(),
@@ -109,7 +112,7 @@ class TrainSetup:
         """Return the learning rate of the step that follows ``step`` finished ones."""
         return float(self.learning_rates[step // self.steps_per_epoch])
 
-    def train_batches(self, start_step: int) -> Iterator[dict]:
+    def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Return this process's rows of the training batches from a step on, without end."""
         return pipeline.train_batches(
             self.config,

@@ -1,6 +1,8 @@
 """The train state before the first step, and its shapes."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,9 @@ def weights_of(state: TrainState) -> dict[str, dict]:
 
 
 def _initial_state(
-    config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation, variables: dict
+    config: ml_collections.ConfigDict,
+    optimizer: optax.GradientTransformation,
+    variables: Mapping[str, Any],
 ) -> TrainState:
     _, run_key = jax.random.split(jax.random.key(config.seed))
     return TrainState(

@@ -36,7 +36,7 @@ def make_train_step(
       mean, std: normalisation of the images, on the 0..1 scale.
       ema_step_size: steps done -> weight of the new values in the EMA; unused where the state has
         no EMA.
-      accumulate_steps: number of parts that a device works through its shard in.
+      accumulate_steps: number of parts that a device processes its shard in, one after the other.
 
     Returns:
       A function of a replicated TrainState and a batch {"image": [B, H, W, C], "label": [B]},

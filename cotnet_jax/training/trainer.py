@@ -136,6 +136,7 @@ class Trainer:
         self._losses[self.step] = metrics["loss"]
         self.step += 1
         self._profiler.after_step(self.step, metrics)
+        assert self._progress is not None
         line = self._progress.after_step({**metrics, "learning_rate": learning_rate})
         if line:
             self._check_losses()
@@ -143,7 +144,7 @@ class Trainer:
 
     def save(self, state: TrainState) -> None:
         """Save the state after this step."""
-        with self._progress.paused():
+        with self._paused():
             self._watchdog.extend()
             self._check_losses()
             self._checkpointer.save(state)
@@ -157,7 +158,7 @@ class Trainer:
         Raises:
           PreemptedError: SIGTERM came during the evaluation; the step is saved.
         """
-        with self._progress.paused() if self._progress else contextlib.nullcontext():
+        with self._paused():
             self._watchdog.extend()
             self._check_losses()
             # Saved first: whatever stops the run during the evaluation costs only the evaluation.
@@ -187,6 +188,10 @@ class Trainer:
             f"step {self.step} of {self.setup.total_steps} is saved in "
             f"{self._checkpointer.directory}; the same command resumes from there."
         )
+
+    def _paused(self) -> contextlib.AbstractContextManager[None]:
+        """Leave the time inside out of the progress; before the first step there is none."""
+        return self._progress.paused() if self._progress else contextlib.nullcontext()
 
     def _stop_if_preempted(self) -> None:
         if self._preemption.should_stop():

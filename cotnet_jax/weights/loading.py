@@ -187,7 +187,7 @@ def _read_folder(path, wanted):
     )
 
 
-def _read_workdir(path, kind, step=None):
+def _read_workdir(path, kind, step: int | None = None):
     """Read one step of a run or, without ``step``, the best one, or the latest if none is rated."""
     workdir = Workdir(path)
     config = _read_config(workdir.config)
@@ -201,6 +201,8 @@ def _read_workdir(path, kind, step=None):
                 choice = "latest" if step is None else "best"
                 step = checkpointer.latest_step() if step is None else step
                 variables = checkpointer.restore_weights(choice, kind)
+            # Without any checkpoint restore_weights has raised.
+            assert step is not None
             metrics = checkpointer.metrics(step)
     except CheckpointError as error:
         raise WeightsError(f"{path}: {error}") from None

@@ -266,7 +266,7 @@ def test_settings_that_are_half_given_or_wrong(joined_with, given, messages):
 
 def test_flags_that_are_no_numbers():
     (_, error) = TrainingRun("/nowhere", *FLAGS, "--num_processes=two").communicate(timeout=60)
-    assert "flag --num_processes=two" in error
+    assert "--num_processes: invalid int value: 'two'" in error
     assert "Traceback" not in error
 
 

@@ -304,7 +304,7 @@ def test_former_options_are_named():
     )
     result = run_command("--weights=ema", "--output=x")
     assert result.stderr == (
-        "error: --weights: must be the path of the weights; which of them is --kind=ema\n"
+        "error: --weights: must be the path of the weights; choose their kind by --kind=ema\n"
     )
 
 
