@@ -1,10 +1,7 @@
-"""Speed and error of the package's own operations on this machine's accelerator.
+"""Measure the speed and the error of the package's own operations on this machine's accelerator.
 
-    python -m cotnet_jax.tools.benchmark_ops aggregation [--batch=512] [--dtype=bfloat16]
-        [--shapes=cotnet50,cotnext50_2x48d] [--implementations=xla,triton]
-
-prints one line for each shape and variant of the local aggregation: time, TB/s of the least traffic
-that the aggregation alone needs, its share of the measured copy bandwidth, and the error against
+One line for each shape and variant of the local aggregation: time, TB/s of the least traffic that
+the aggregation alone needs, its share of the measured copy bandwidth, and the error against
 float64. The header says on which GPU the kernels' configurations were measured.
 """
 
@@ -13,11 +10,13 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cotnet_jax.command_line import Parser, positive
 from cotnet_jax.ops.local_aggregation import dispatch, normalized, plain, reference
 from cotnet_jax.ops.local_aggregation.shapes import MODEL_SHAPES, AggregationShape
 
@@ -252,28 +251,60 @@ def measure(call, sets, expected) -> tuple[float, float]:
     return time_repeated(compile_repeated(call, turns), turns), error
 
 
+def by_comma(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return a ``type`` for ``add_argument``: some of the ``known`` names, separated by commas."""
+    known = list(known)
+
+    def parse(text):
+        if unknown := [name for name in text.split(",") if name not in known]:
+            raise argparse.ArgumentTypeError(
+                f"no {', '.join(unknown)}; choose from {', '.join(known)}"
+            )
+        return text.split(",")
+
+    return parse
+
+
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("operation", choices=["aggregation"])
-    parser.add_argument("--batch", type=int, default=512, help="images")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    command = "python -m cotnet_jax.tools.benchmark_ops aggregation"
+    parser = Parser(
+        "Measure the speed and the error of the local aggregation on this machine's accelerator.",
+        [
+            command,
+            f"{command} --shapes=cotnet50 --dtype=float32",
+            f"{command} --shapes=cotnet50,cotnext50_2x48d --implementations=triton",
+        ],
+    )
     parser.add_argument(
-        "--shapes", default=",".join(MODEL_SHAPES), help=f"by comma, of {', '.join(MODEL_SHAPES)}"
+        "operation", nargs="?", choices=["aggregation"], required=True, help="The operation."
+    )
+    parser.add_argument(
+        "--batch_size", type=positive, default=512, metavar="N", help="Images; default %(default)s."
+    )
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=["bfloat16", "float16", "float32"],
+        help="Of values and weights; default %(default)s.",
+    )
+    parser.add_argument(
+        "--shapes",
+        type=by_comma(MODEL_SHAPES),
+        default=list(MODEL_SHAPES),
+        metavar="MODEL,...",
+        help=f"Those of some models, of {', '.join(MODEL_SHAPES)}; default all.",
     )
     parser.add_argument(
         "--implementations",
-        default="xla,triton" if dispatch.kernel_available() else "xla",
-        help="by comma, of xla and triton",
+        type=by_comma(["xla", "triton"]),
+        default=["xla", "triton"] if dispatch.kernel_available() else ["xla"],
+        metavar="NAME,...",
+        help="Of xla and triton; default those that run here.",
     )
     options = parser.parse_args(arguments)
-    names = options.shapes.split(",")
-    if unknown := set(names) - set(MODEL_SHAPES):
-        known = ", ".join(MODEL_SHAPES)
-        parser.error(f"--shapes: no {', '.join(sorted(unknown))}; there are {known}")
-    shapes = [shape for name in names for shape in MODEL_SHAPES[name]]
-    benchmark_aggregation(
-        options.batch, jnp.dtype(options.dtype), shapes, options.implementations.split(",")
-    )
+    shapes = [shape for name in options.shapes for shape in MODEL_SHAPES[name]]
+    dtype = jnp.dtype(options.dtype)
+    benchmark_aggregation(options.batch_size, dtype, shapes, options.implementations)
 
 
 if __name__ == "__main__":

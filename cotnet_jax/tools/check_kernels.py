@@ -3,7 +3,7 @@
     python -m cotnet_jax.tools.check_kernels shapes [--models=cotnet50,...] [--sizes=224,320]
     python -m cotnet_jax.tools.check_kernels large
     python -m cotnet_jax.tools.check_kernels models [--models=cotnet50,...] [--size=224]
-        [--batch=32] [--dtypes=float32,bfloat16] [--passes=logits,gradients,smooth]
+        [--batch_size=32] [--dtypes=float32,bfloat16] [--passes=logits,gradients,smooth]
 
 shapes: at every shape that the models' CoT layers have, the relative L2 error of each result and
 gradient against the float64 reference, on random data, in memory that was filled with NaN before.
@@ -19,7 +19,6 @@ own float32 gradients of some models. In bfloat16 every activation is rounded, a
 against its float32 says how much that alone changes.
 """
 
-import argparse
 import contextlib
 import functools
 import sys
@@ -31,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cotnet_jax.command_line import Parser, positive
 from cotnet_jax.layers import pooling
 from cotnet_jax.models.cotnet import create_model, list_models
 from cotnet_jax.ops.local_aggregation import (
@@ -40,7 +40,7 @@ from cotnet_jax.ops.local_aggregation import (
     reference,
 )
 from cotnet_jax.ops.local_aggregation.shapes import MODEL_SHAPES, AggregationShape
-from cotnet_jax.tools.benchmark_ops import on_poisoned_memory
+from cotnet_jax.tools.benchmark_ops import by_comma, on_poisoned_memory
 
 SHAPE_TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3}
 MODEL_TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
@@ -283,33 +283,74 @@ def check_models(names, size, batch, dtypes, passes) -> bool:
     return good
 
 
-def require_kernels(parser: argparse.ArgumentParser) -> None:
+def require_kernels(parser: Parser) -> None:
     """End the program where the kernels cannot run."""
     if not dispatch.kernel_available():
         needs = f"they need an NVIDIA GPU and {dispatch.INSTALL}"
-        parser.exit(1, f"no kernels to check: {needs}\n")
+        parser.exit(1, f"error: no kernels to check: {needs}\n")
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["shapes", "large", "models"])
-    parser.add_argument("--models", default=",".join(list_models()), help="by comma")
-    parser.add_argument("--sizes", default="224,320", help="of images, for shapes, by comma")
-    parser.add_argument("--size", type=int, default=224, help="of images, for models")
-    parser.add_argument("--batch", type=int, default=32, help="images")
-    parser.add_argument("--dtypes", default="float32,bfloat16", help="by comma")
-    parser.add_argument("--passes", default="logits,gradients,smooth", help="by comma")
+    command = "python -m cotnet_jax.tools.check_kernels"
+    parser = Parser(
+        "Check the aggregation kernels on this machine's NVIDIA GPU.",
+        [
+            f"{command} shapes",
+            f"{command} large",
+            f"{command} models --models=cotnet50,cotnext50_2x48d --batch_size=8",
+        ],
+        notes="Exits with 1 above a tolerance. The module's docstring says what each check means.",
+    )
+    every = list_models()
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=["shapes", "large", "models"],
+        required=True,
+        help="Each result against float64; more than 2^31 values; whole models.",
+    )
+    parser.add_argument(
+        "--models",
+        type=by_comma(every),
+        default=every,
+        metavar="NAME,...",
+        help="For shapes and models; default all.",
+    )
+    parser.add_argument(
+        "--sizes",
+        type=lambda text: [positive(size) for size in text.split(",")],
+        default=[224, 320],
+        metavar="N,...",
+        help="Pixels of the images, for shapes; default 224,320.",
+    )
+    parser.add_argument(
+        "--size", type=positive, default=224, metavar="N", help="Pixels of the images, for models."
+    )
+    parser.add_argument(
+        "--batch_size", type=positive, default=32, metavar="N", help="Images; default %(default)s."
+    )
+    for name, known in (
+        ("--dtypes", ["float32", "bfloat16"]),
+        ("--passes", ["logits", "gradients", "smooth"]),
+    ):
+        parser.add_argument(
+            name,
+            type=by_comma(known),
+            default=known,
+            metavar="NAME,...",
+            help=f"For models, of {', '.join(known)}; default all.",
+        )
     options = parser.parse_args(arguments)
     require_kernels(parser)
-    names = options.models.split(",")
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}")
     if options.what == "shapes":
-        good = check_shapes(names, [int(size) for size in options.sizes.split(",")])
+        good = check_shapes(options.models, options.sizes)
     elif options.what == "large":
         good = check_large()
     else:
-        dtypes, passes = options.dtypes.split(","), options.passes.split(",")
-        good = check_models(names, options.size, options.batch, dtypes, passes)
+        good = check_models(
+            *(options.models, options.size, options.batch_size, options.dtypes, options.passes)
+        )
     sys.exit(not good)
 
 

@@ -11,7 +11,6 @@ must report, and ``stray_forward`` writes behind its array, which memcheck must 
 them nothing may be reported.
 """
 
-import argparse
 import dataclasses
 import sys
 from unittest import mock
@@ -19,6 +18,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
+from cotnet_jax.command_line import Parser
 from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
 from cotnet_jax.ops.local_aggregation.triton.configs import CooperativeConfig
 from cotnet_jax.tools.check_kernels import make_operands, operations, require_kernels, select
@@ -91,8 +91,18 @@ def run_faults() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--faults", action="store_true", help="run two kernels that do wrong too")
+    module = "python -m cotnet_jax.tools.sanitize_kernels"
+    checker = "compute-sanitizer --tool"
+    parser = Parser(
+        "Run every aggregation kernel once, for NVIDIA's memory checkers.",
+        [
+            f"XLA_PYTHON_CLIENT_ALLOCATOR=cuda_async {checker} memcheck --kernel-name kns=ward "
+            f"--kernel-name kns=statistics {module}",
+            f"{checker} racecheck {module}",
+            f"{checker} racecheck {module} --faults",
+        ],
+    )
+    parser.add_argument("--faults", action="store_true", help="Run two kernels that do wrong too.")
     options = parser.parse_args(arguments)
     require_kernels(parser)
     run_kernels()

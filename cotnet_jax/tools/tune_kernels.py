@@ -1,7 +1,7 @@
 """Measure configurations for the aggregation kernels on this machine's GPU, and write its file.
 
-    python -m cotnet_jax.tools.tune_kernels [--batch=512] [--workers=8] [--kernels=forward,backward]
-        [--dtypes=bfloat16,float32] [--shapes=56x1x64,28x1x128]
+    python -m cotnet_jax.tools.tune_kernels [--batch_size=512] [--workers=8]
+        [--kernels=forward,backward] [--dtypes=bfloat16,float32] [--shapes=56x1x64,28x1x128]
 
 Every candidate runs on random data, and the fastest of each kernel, shape and dtype is written to
 the JSON file of this GPU in ``ops/local_aggregation/triton/tuned``; those of the cooperative
@@ -12,7 +12,6 @@ dtype; on 16 processor cores 1,367 of them were compiled in 4 minutes, and on an
 measured in 2 seconds.
 """
 
-import argparse
 import collections
 import functools
 import itertools
@@ -24,7 +23,8 @@ import sys
 import time
 from unittest import mock
 
-from cotnet_jax.ops.local_aggregation import shapes
+from cotnet_jax.command_line import Parser, positive
+from cotnet_jax.ops.local_aggregation import dispatch, shapes
 from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
 from cotnet_jax.ops.local_aggregation.triton import configs, tuned_configs
 from cotnet_jax.ops.local_aggregation.triton.configs import (
@@ -244,22 +244,39 @@ def choose(table: dict, times: dict) -> dict:
 
 def parse_options(arguments: list[str]):
     """Return the options, with the kernels, dtypes and shapes that they name."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [shape_name(shape) for shape in shapes.SHAPES]
-    kernels = tuple(CONFIG_CLASSES)
-    parser.add_argument("--batch", type=int, default=512, help="images")
-    parser.add_argument("--workers", type=int, default=8, help="processes that compile")
-    parser.add_argument("--kernels", default=",".join(kernels), help="only these, by comma")
-    parser.add_argument("--dtypes", default=",".join(DTYPES.values()), help="only these, by comma")
-    parser.add_argument("--shapes", default=",".join(names), help="H x groups x channels, by comma")
-    parser.add_argument("--log", default="", help="file for all times")
+    command = "python -m cotnet_jax.tools.tune_kernels"
+    parser = Parser(
+        "Measure configurations for the aggregation kernels on this machine's GPU.",
+        [
+            f"{command} --workers=16",
+            f"{command} --kernels=forward,backward --dtypes=bfloat16",
+            f"{command} --shapes=56x1x64,28x1x128 --log=times.txt",
+        ],
+    )
+    parser.add_argument(
+        "--batch_size", type=positive, default=512, metavar="N", help="Images; default %(default)s."
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="Processes that compile; default %(default)s.",
+    )
+    for option, known, metavar in (
+        ("--kernels", list(CONFIG_CLASSES), "NAME,..."),
+        ("--dtypes", list(DTYPES.values()), "NAME,..."),
+        ("--shapes", [shape_name(shape) for shape in shapes.SHAPES], "HxGxC,..."),
+    ):
+        parser.add_argument(
+            option,
+            type=benchmark_ops.by_comma(known),
+            default=known,
+            metavar=metavar,
+            help=f"Of {', '.join(known)}; default all.",
+        )
+    parser.add_argument("--log", default="", metavar="FILE", help="Where all times go.")
     options = parser.parse_args(arguments)
-    for option, known in (("kernels", kernels), ("dtypes", DTYPES.values()), ("shapes", names)):
-        given = getattr(options, option).split(",")
-        if unknown := set(given) - set(known):
-            some = ", ".join(sorted(unknown))
-            parser.error(f"--{option}: no {some}; there are {', '.join(known)}")
-        setattr(options, option, given)
     for kernel, others in IN_PLACE_OF.items():
         if kernel in options.kernels and not set(options.kernels).issuperset(others):
             parser.error(f"--kernels: {kernel} is compared with {' and '.join(others)}; add them")
@@ -270,6 +287,8 @@ def main(arguments: list[str]) -> None:
     options = parse_options(arguments)
     # The workers share the GPU's memory.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if not dispatch.kernel_available():
+        sys.exit(f"error: no kernels to tune: they need an NVIDIA GPU and {dispatch.INSTALL}")
     # Importable only where there is a GPU.
     from cotnet_jax.ops.local_aggregation.triton.launch import gpu
 
@@ -280,7 +299,7 @@ def main(arguments: list[str]) -> None:
     jobs = itertools.product(options.kernels, itemsizes, some)
     times: dict[Job, dict[Config, float]] = collections.defaultdict(dict)
     with open(options.log or os.devnull, "w", buffering=1) as log:
-        for job, each in measure(options.batch, share_out(jobs, options.workers)):
+        for job, each in measure(options.batch_size, share_out(jobs, options.workers)):
             times[job].update(each)
             for config, duration in each.items():
                 log.write(f"{label(job)} {config} {duration:.1f}\n")

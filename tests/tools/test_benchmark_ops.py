@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
 from cotnet_jax.tools import benchmark_ops
@@ -23,3 +24,23 @@ def test_sets_are_different_random_numbers_of_the_shapes_asked_for():
         assert [(a.shape, a.dtype) for a in operands] == [(a.shape, a.dtype) for a in sets[0]]
     assert not np.array_equal(filled[0][0], filled[1][0])
     assert abs(float(np.std(np.asarray(filled[0][1], np.float32))) - 1) < 0.2
+
+
+@pytest.mark.parametrize(("operation", "direction", "name", "part"), benchmark_ops.PASSES)
+def test_errors_in_float32_are_small(operation, direction, name, part):
+    operands = benchmark_ops.fill(
+        benchmark_ops.input_sets(name, 2, AggregationShape(4, 3, 2, 2, 3), "float32")[:1]
+    )[0]
+    expected = benchmark_ops.expected_results(operation, direction, operands)[part]
+    calls = benchmark_ops.calls("xla")
+    variants = [operation] if operation == "plain" else ["separate", "fused"]
+    for variant in variants:
+        results = calls[variant, direction](*operands)
+        results = results if isinstance(results, tuple) else (results,)
+        assert benchmark_ops.relative_error(results[: len(expected)], expected) < 1e-6
+
+
+def test_unknown_shapes_are_named(capsys):
+    with pytest.raises(SystemExit):
+        benchmark_ops.main(["aggregation", "--shapes=cotnet50,resnet50"])
+    assert "--shapes: no resnet50; choose from cotnet50," in capsys.readouterr().err

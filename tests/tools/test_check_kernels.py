@@ -1,0 +1,40 @@
+"""The check of the kernels, with XLA's implementation in their place."""
+
+import pytest
+
+from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
+from cotnet_jax.tools import check_kernels
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Check one small shape, by XLA; return a function that spoils one of its results."""
+    operations = check_kernels.operations("xla")
+    shapes = {AggregationShape(4, 3, 2, 2, 3)}
+    monkeypatch.setattr(check_kernels, "aggregation_shapes", lambda name, size: shapes)
+    monkeypatch.setattr(check_kernels, "operations", lambda implementation: operations)
+
+    def spoil(name, number):
+        function = operations[name]
+
+        def spoilt(*operands):
+            results = [*function(*operands)]
+            results[number] = results[number] * 1.1
+            return tuple(results)
+
+        operations[name] = spoilt
+
+    return spoil
+
+
+def test_what_xla_computes_is_within_tolerance(small, capsys):
+    assert check_kernels.check_shapes(["cotnet50"], [224])
+    printed = capsys.readouterr().out
+    assert "4x3x12, 2 groups" in printed and "activated" in printed
+    assert "on NaN: 5 of 5" in printed
+
+
+@pytest.mark.parametrize(("name", "number"), [("plain", 2), ("normalized", 3), ("activated", 0)])
+def test_a_wrong_result_is_found(name, number, small):
+    small(name, number)
+    assert not check_kernels.check_shapes(["cotnet50"], [224])
