@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Two variants have the same state dict; se_cotnetd_200 and _270 have no goldens.
 STATE_DICTS = {"se_cotnetd_152_L": "se_cotnetd_152"}
@@ -53,7 +54,7 @@ def images(seed: int, shape: Sequence[int]) -> np.ndarray:
     return images.transpose(0, 2, 3, 1)
 
 
-def relative_error(value: np.ndarray, expected: np.ndarray) -> float:
+def relative_error(value: ArrayLike, expected: ArrayLike) -> float:
     """Return ||value - expected|| / ||expected||, L2 norms in float64."""
     value, expected = np.asarray(value, np.float64), np.asarray(expected, np.float64)
     return float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
