@@ -14,6 +14,8 @@ from helpers.states import assert_identical, make_state
 
 from cotnet_jax.checkpoint.checkpointer import Checkpointer, CheckpointError
 
+pytestmark = pytest.mark.end_to_end
+
 
 def save_steps(directory, steps, **options):
     with Checkpointer(directory, **options) as checkpointer:

@@ -22,6 +22,8 @@ from configs import default
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.distributed import initialize, watchdog
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):

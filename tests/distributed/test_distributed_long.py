@@ -21,7 +21,7 @@ from helpers.several_processes import (
 
 from cotnet_jax.distributed import watchdog
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 
 # Two devices add two numbers, which gives the same in any order. Gloo adds four in another order
 # than one process does, which shows in the last bits. Running statistics are those of two or four

@@ -21,6 +21,8 @@ from helpers.processes import TrainingRun, start_python
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.training.metric_writer import read_metrics
 
+pytestmark = pytest.mark.end_to_end
+
 FLAGS = [
     f"--config={Path(__file__).parents[2] / 'configs/digits.py'}",
     "--config.data.train_split=train[:80]",
@@ -178,7 +180,7 @@ def test_ctrl_c_is_one_line(tmp_path):
     said = run.end()
     assert run.returncode == 130, said
     assert said.splitlines()[-1] == (
-        f"interrupted. The same command goes on after the newest checkpoint in "
+        f"interrupted. The same command resumes from the newest checkpoint in "
         f"{Workdir(tmp_path).checkpoints}."
     )
     assert "Traceback" not in said

@@ -20,7 +20,7 @@ from cotnet_jax.data import imagenet
 from cotnet_jax.data.prepare.report import FILE_NAME as REPORT
 from cotnet_jax.tools import make_fake_imagenet
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 
 CLASSES, TRAIN, VALIDATION = 1000, 10_000, 2000
 BATCH = 80

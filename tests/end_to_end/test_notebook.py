@@ -18,6 +18,8 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "inference.ipynb"
 BEFORE = """
 import matplotlib.pyplot as plt
 
+pytestmark = pytest.mark.end_to_end
+
 def text_of(axis):
     return {
         "title": axis.get_title(),

@@ -16,6 +16,8 @@ import pytest
 
 from cotnet_jax.training.metric_writer import read_metrics
 
+pytestmark = pytest.mark.end_to_end
+
 MAIN = Path(__file__).parents[2] / "main.py"
 SHORT = [
     "--config.data.train_split=train[:32]",

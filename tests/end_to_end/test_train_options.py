@@ -24,6 +24,8 @@ from cotnet_jax.training.profiler import Profiler
 from cotnet_jax.training.setup import EvalSetup, TrainSetup
 from cotnet_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.end_to_end
+
 
 def steps(model, count, *, accumulate_steps=1, ema_step_size=lambda step: 0.5):
     """The states before and after each of so many steps on one device, and the last metrics."""

@@ -5,6 +5,8 @@ from helpers import golden, quick
 
 from cotnet_jax.tools.golden_replay import replay
 
+pytestmark = pytest.mark.end_to_end
+
 
 def files(kind, default_models):
     """All golden files of a kind, marked slow unless they are of ``default_models``."""

@@ -14,6 +14,8 @@ import cotnet_jax
 from cotnet_jax.layers import BatchNorm
 from cotnet_jax.models import variants
 
+pytestmark = pytest.mark.end_to_end
+
 # spec of the published models and of the two larger ones
 PARAMETERS = {
     "cotnet50": 22_222_416,

@@ -5,6 +5,8 @@ import json
 import pytest
 from helpers.processes import finish, start_python
 
+pytestmark = pytest.mark.end_to_end
+
 PRELUDE = """
     import dataclasses, json, sys
     import jax, jax.numpy as jnp, numpy as np

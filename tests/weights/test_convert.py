@@ -19,6 +19,8 @@ import cotnet_jax
 from cotnet_jax.weights import convert, identify, loading, name_map, torch_files
 from cotnet_jax.weights.folder import NewFolder, WeightsError
 
+pytestmark = pytest.mark.end_to_end
+
 ROOT = pathlib.Path(__file__).parents[2]
 CLASSES = 10
 

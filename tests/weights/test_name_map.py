@@ -9,6 +9,8 @@ from helpers import golden
 import cotnet_jax
 from cotnet_jax.weights.name_map import torch_shapes
 
+pytestmark = pytest.mark.end_to_end
+
 
 def with_state_dict():
     return [name for name in cotnet_jax.list_models() if name not in NO_STATE_DICT]
