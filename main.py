@@ -143,19 +143,20 @@ def main(options):
     from cotnet_jax.distributed import initialize
 
     logging.set_verbosity(logging.INFO)
-    with initialize.leaving():
+    with initialize.exit_without_waiting():
         run(options)
 
 
 def run(options):
     """Train or evaluate, print the metrics, and exit with the code that NOTES documents."""
     from cotnet_jax.checkpoint.checkpointer import CheckpointError
-    from cotnet_jax.data.pipeline import UndecodableError
+    from cotnet_jax.data.undecodable import UndecodableError
     from cotnet_jax.data.workers import WorkerLostError
     from cotnet_jax.distributed import initialize
     from cotnet_jax.distributed.preemption import EXIT_CODE, PreemptedError
     from cotnet_jax.training.evaluate import evaluate_only
-    from cotnet_jax.training.loop import DivergedError, train
+    from cotnet_jax.training.loop import train
+    from cotnet_jax.training.trainer import DivergedError
 
     # Their messages say what was wrong and what to do.
     explained = (
@@ -167,10 +168,10 @@ def run(options):
         WorkerLostError,
     )
     try:
-        # From here on there is more to say and to close. In the background it may be ignored.
+        # From here on an interrupt has more to close and to report. Background jobs may ignore it.
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        initialize.join(
+        initialize.initialize(
             CONFIG.value.distributed,
             coordinator_address=options.coordinator_address,
             num_processes=options.num_processes,
@@ -189,12 +190,12 @@ def run(options):
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print(
-            "interrupted. The same command goes on after the newest checkpoint in "
+            "interrupted. The same command resumes from the newest checkpoint in "
             f"{options.workdir}/checkpoints.",
             file=sys.stderr,
         )
         sys.exit(128 + signal.SIGINT)
-    if initialize.is_first():
+    if initialize.is_first_process():
         print(json.dumps(metrics), flush=True)
         print(summary(metrics, options.workdir), file=sys.stderr)
 
@@ -214,7 +215,7 @@ def summary(metrics, workdir):
 Held-out top-1 of {metrics["count"]} images: {reached}.
 Next:
   classify an image:  python -m cotnet_jax.predict --weights={path} IMAGE{curves}
-  go on in Python:     model, variables = cotnet_jax.load({path!r})"""
+  continue in Python:  model, variables = cotnet_jax.load({path!r})"""
 
 
 if __name__ == "__main__":

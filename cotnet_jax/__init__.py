@@ -4,6 +4,7 @@ from etils import epy
 
 # Each is imported when it is first used: JAX, Flax and Orbax take seconds, and `--help` none.
 with epy.lazy_api_imports(globals()):
+    from cotnet_jax import layers, models, weights
     from cotnet_jax.layers import CoTLayer, local_aggregation
     from cotnet_jax.models.contexts import cot_contexts
     from cotnet_jax.models.cotnet import create_model, list_models
@@ -16,8 +17,11 @@ __all__ = [
     "cot_contexts",
     "create_model",
     "from_torch_state_dict",
+    "layers",
     "list_models",
     "load",
     "local_aggregation",
+    "models",
     "to_torch_state_dict",
+    "weights",
 ]

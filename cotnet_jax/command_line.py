@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         self._rows: list[tuple[str, str]] = []
         super().add_argument("-h", "--help", action="help")
 
-    def add_argument(
+    def add_argument(  # type: ignore[override]  # Narrower on purpose: one name and a help.
         self,
         name: str,
         *,
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         if choices:
             options = {"type": _one_of(choices), "metavar": "|".join(choices), **options}
         action = super().add_argument(name, help=help, **options)
-        shown = action.metavar or name
+        shown = str(action.metavar or name)
         if action.option_strings:
             self._names.append(name)
             shown = name if action.nargs == 0 else f"{name}={action.metavar or 'VALUE'}"
@@ -95,7 +95,7 @@ class Parser(argparse.ArgumentParser):
             self.error_with_examples("; ".join([*self.unknown(rest), *missing]))
         return options, rest
 
-    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+    def parse_args(self, args=None, namespace=None) -> Any:
         """Return the options, or exit with an error that names all that are wrong or missing."""
         options, rest = self.parse_known_args(args, namespace)
         if rest:
@@ -148,7 +148,7 @@ def add_weights(parser: Parser, help: str, *, required: bool = False) -> None:
         "--weights", type=_weights_path, metavar="PATH", required=required, help=help
     )
     parser.add_argument(
-        "--kind", choices=KINDS, help="Which of its weights: the EMA, if it has one, by default."
+        "--kind", choices=KINDS, help="Kind of its weights; by default the EMA, if it has one."
     )
 
 
@@ -163,7 +163,7 @@ def positive(text: str) -> int:
 def _weights_path(text: str) -> str:
     if text in KINDS and not os.path.exists(text):
         raise argparse.ArgumentTypeError(
-            f"must be the path of the weights; which of them is --kind={text}"
+            f"must be the path of the weights; choose their kind by --kind={text}"
         )
     return text
 

@@ -1,7 +1,9 @@
-"""Whether the values of a configuration can be used: a line for each one that cannot."""
+"""Check the values of a configuration, one line for each that cannot be used."""
 
+import dataclasses
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -9,100 +11,131 @@ import ml_collections
 from cotnet_jax.data import randaugment
 from cotnet_jax.models.variants import get_variant
 
-_POSITIVE = "1 or more"
-_NOT_NEGATIVE = "0 or more"
-_SHARE = "from 0 to 1"
-_BELOW_ONE = "from 0 to below 1"
 
-# What a field must be, in words and as a test of its value.
-_RANGES = {
-    _POSITIVE: lambda value: value >= 1,
-    _NOT_NEGATIVE: lambda value: 0 <= value < math.inf,
-    _SHARE: lambda value: 0 <= value <= 1,
-    _BELOW_ONE: lambda value: 0 <= value < 1,
-    "above 0 and at most 1": lambda value: 0 < value <= 1,
-    "from 0 to 4294967295": lambda value: 0 <= value < 2**32,
-    "-1, 0 or more": lambda value: value >= -1,
-    "two shares, the smaller first, above 0 and at most 1": lambda value: (
-        len(value) == 2 and 0 < value[0] <= value[1] <= 1
-    ),
-    "two numbers above 0, the smaller first": lambda value: (
-        len(value) == 2 and 0 < value[0] <= value[1] < math.inf
-    ),
-    "three numbers": lambda value: len(value) == 3 and all(map(math.isfinite, value)),
-    "three numbers above 0": lambda value: len(value) == 3 and min(value) > 0,
-    "10 or more": lambda value: value >= 10,
-    "8, 16 or 32": lambda value: value in (8, 16, 32),
-    '"auto", "float32" or "bfloat16"': lambda value: value in ("auto", "float32", "bfloat16"),
-    '"bicubic" or "bilinear"': lambda value: value in ("bicubic", "bilinear"),
-    '"ema", "raw" or ""': lambda value: value in ("ema", "raw", ""),
-    '"pixel" or "const"': lambda value: value in ("pixel", "const"),
-}
-_FIELDS = {
-    "seed": "from 0 to 4294967295",
-    "epochs": _POSITIVE,
-    "steps_per_eval": _NOT_NEGATIVE,
-    "accumulate_steps": _POSITIVE,
-    "init_kind": '"ema", "raw" or ""',
-    "model.drop_rate": _BELOW_ONE,
-    "model.drop_path_rate": _BELOW_ONE,
-    "model.output_stride": "8, 16 or 32",
-    "model.dtype": '"auto", "float32" or "bfloat16"',
-    "data.image_size": _POSITIVE,
-    "data.crop": "above 0 and at most 1",
-    "data.interpolation": '"bicubic" or "bilinear"',
-    "data.mean": "three numbers",
-    "data.std": "three numbers above 0",
-    "data.num_threads": _POSITIVE,
-    "data.num_workers": "-1, 0 or more",
-    "data.prefetch": _POSITIVE,
-    "data.max_undecodable": _SHARE,
-    "augment.scale": "two shares, the smaller first, above 0 and at most 1",
-    "augment.ratio": "two numbers above 0, the smaller first",
-    "augment.flip": _SHARE,
-    "augment.color_jitter": _NOT_NEGATIVE,
-    "augment.erasing_probability": _SHARE,
-    "augment.erasing_mode": '"pixel" or "const"',
-    "augment.erasing_area": "two shares, the smaller first, above 0 and at most 1",
-    "augment.erasing_ratio": "two numbers above 0, the smaller first",
-    "mixing.probability": _SHARE,
-    "mixing.cutmix_probability": _SHARE,
-    "mixing.mixup_alpha": _NOT_NEGATIVE,
-    "mixing.cutmix_alpha": _NOT_NEGATIVE,
-    "mixing.label_smoothing": _SHARE,
-    "optimizer.momentum": _BELOW_ONE,
-    "optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.clip_norm": _NOT_NEGATIVE,
-    "schedule.peak": _NOT_NEGATIVE,
-    "schedule.warmup_epochs": _NOT_NEGATIVE,
-    "schedule.warmup_start": _NOT_NEGATIVE,
-    "schedule.final": _NOT_NEGATIVE,
-    "schedule.base_batch_size": _NOT_NEGATIVE,
-    "ema.decay": _BELOW_ONE,
-    "eval.every_epochs": _POSITIVE,
-    "checkpoint.every_steps": _NOT_NEGATIVE,
-    "checkpoint.keep_best": _NOT_NEGATIVE,
-    "profile.steps": _NOT_NEGATIVE,
-    "profile.first_step": _POSITIVE,
-    "distributed.timeout_seconds": "10 or more",
-    "distributed.slow_timeout_seconds": "10 or more",
-    "log_every_steps": _POSITIVE,
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a field may have.
+
+    Attributes:
+      message: what a value must be, to follow "must be".
+      contains: whether a value is one of them; NaN never is.
+    """
+
+    message: str
+    contains: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Range:
+    return Range(f"{low} or more", lambda value: low <= value < math.inf)
+
+
+def between(low: float, high: float) -> Range:
+    return Range(f"from {low} to {high}", lambda value: low <= value <= high)
+
+
+def from_to_below(low: float, high: float) -> Range:
+    return Range(f"from {low} to below {high}", lambda value: low <= value < high)
+
+
+def above(low: float, at_most: float) -> Range:
+    return Range(f"above {low} and at most {at_most}", lambda value: low < value <= at_most)
+
+
+def one_of(*choices: str | int) -> Range:
+    *others, last = (json.dumps(choice) for choice in choices)
+    return Range(f"{', '.join(others)} or {last}", lambda value: value in choices)
+
+
+def fraction_pair() -> Range:
+    return Range(
+        "two fractions, the smaller first, above 0 and at most 1",
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1,
+    )
+
+
+def positive_pair() -> Range:
+    return Range(
+        "two numbers above 0, the smaller first",
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1] < math.inf,
+    )
+
+
+def three_numbers() -> Range:
+    return Range("three numbers", lambda value: len(value) == 3 and all(map(math.isfinite, value)))
+
+
+def three_positive_numbers() -> Range:
+    return Range(
+        "three numbers above 0",
+        lambda value: len(value) == 3 and all(0 < number < math.inf for number in value),
+    )
+
+
+RANGES = {
+    "seed": between(0, 2**32 - 1),
+    "epochs": at_least(1),
+    "steps_per_eval": at_least(0),
+    "accumulate_steps": at_least(1),
+    "init_kind": one_of("ema", "raw", ""),
+    "model.drop_rate": from_to_below(0, 1),
+    "model.drop_path_rate": from_to_below(0, 1),
+    "model.output_stride": one_of(8, 16, 32),
+    "model.dtype": one_of("auto", "float32", "bfloat16"),
+    "data.image_size": at_least(1),
+    "data.crop": above(0, at_most=1),
+    "data.interpolation": one_of("bicubic", "bilinear"),
+    "data.mean": three_numbers(),
+    "data.std": three_positive_numbers(),
+    "data.num_threads": at_least(1),
+    "data.num_workers": at_least(-1),
+    "data.prefetch": at_least(1),
+    "data.max_undecodable": between(0, 1),
+    "augment.scale": fraction_pair(),
+    "augment.ratio": positive_pair(),
+    "augment.flip": between(0, 1),
+    "augment.color_jitter": at_least(0),
+    "augment.erasing_probability": between(0, 1),
+    "augment.erasing_mode": one_of("pixel", "const"),
+    "augment.erasing_area": fraction_pair(),
+    "augment.erasing_ratio": positive_pair(),
+    "mixing.probability": between(0, 1),
+    "mixing.cutmix_probability": between(0, 1),
+    "mixing.mixup_alpha": at_least(0),
+    "mixing.cutmix_alpha": at_least(0),
+    "mixing.label_smoothing": between(0, 1),
+    "optimizer.momentum": from_to_below(0, 1),
+    "optimizer.weight_decay": at_least(0),
+    "optimizer.clip_norm": at_least(0),
+    "schedule.peak": at_least(0),
+    "schedule.warmup_epochs": at_least(0),
+    "schedule.warmup_start": at_least(0),
+    "schedule.final": at_least(0),
+    "schedule.base_batch_size": at_least(0),
+    "ema.decay": from_to_below(0, 1),
+    "eval.every_epochs": at_least(1),
+    "checkpoint.every_steps": at_least(0),
+    "checkpoint.keep_best": at_least(0),
+    "profile.steps": at_least(0),
+    "profile.first_step": at_least(1),
+    "distributed.timeout_seconds": at_least(10),
+    "distributed.slow_timeout_seconds": at_least(10),
+    "log_every_steps": at_least(1),
 }
 
 
 def find_problems(
     config: ml_collections.ConfigDict, devices: int, *, training: bool = True
 ) -> list[str]:
-    """A line for every field that is out of its range, with what to type instead.
+    """Return a line for every field that cannot be used, with what to type instead.
 
     Args:
       config: as in configs/default.py.
-      devices: number of devices that a batch is split over.
-      training: False leaves out whether a training step can be made of the fields together.
+      devices: number of devices that a batch is sharded over.
+      training: False skips what only a training step needs.
     """
-    problems = [*out_of_range(config, _FIELDS), *_names(config)]
+    problems = [*out_of_range(config, RANGES), *_unknown_names(config)]
     if training:
-        problems += _training(config, devices)
+        problems += _train_step_problems(config, devices)
     if config.eval.batch_size < 1 or config.eval.batch_size % devices:
         wanted = f"a positive multiple of the {devices} devices"
         problems.append(_line(config, "eval.batch_size", wanted))
@@ -110,14 +143,13 @@ def find_problems(
 
 
 def out_of_range(config: Mapping[str, Any], fields: Iterable[str]) -> Iterator[str]:
-    """A line for each of ``fields``, such as "data.crop", that is out of its range by itself."""
+    """Yield a line for each of ``fields``, such as "data.crop", that is out of its own range."""
     for field in fields:
-        if not _RANGES[_FIELDS[field]](_value(config, field)):
-            yield _line(config, field, _FIELDS[field])
+        if not RANGES[field].contains(_value(config, field)):
+            yield _line(config, field, RANGES[field].message)
 
 
-def _names(config) -> Iterator[str]:
-    """Fields whose words the code that reads them understands, or tells what is wrong with."""
+def _unknown_names(config) -> Iterator[str]:
     try:
         get_variant(config.model.name)
     except ValueError as error:
@@ -128,7 +160,7 @@ def _names(config) -> Iterator[str]:
         yield f"--{error}"
 
 
-def _training(config, devices) -> Iterator[str]:
+def _train_step_problems(config, devices) -> Iterator[str]:
     if config.model.freeze_batch_norm and not config.init_from:
         wanted = "False where --config.init_from names no weights: random ones have no statistics"
         yield _line(config, "model.freeze_batch_norm", wanted)

@@ -132,7 +132,8 @@ class Predictor:
         return cot_contexts(self.model, self.variables, self._normalize(images))[1]
 
     def _probabilities(self, variables, images):
-        return jax.nn.softmax(self.model.apply(variables, self._normalize(images)))
+        logits: Any = self.model.apply(variables, self._normalize(images))
+        return jax.nn.softmax(logits)
 
     def _normalize(self, images):
         return normalize(
@@ -164,7 +165,7 @@ class Predictor:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             # Decode the next batch while this one is classified.
             batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
-            ahead = self._start(pool, batches[0]) if batches else None
+            ahead = self._start(pool, batches[0]) if batches else []
             for index, batch in enumerate(batches):
                 prepared = [future.result() for future in ahead]
                 if index + 1 < len(batches):

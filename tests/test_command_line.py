@@ -91,7 +91,10 @@ def test_options(capsys):
         (["--weights=x", "--kind=best"], "--kind: must be ema|raw, not 'best'"),
         (["--weights=x", "--count=0"], "--count: must be an integer of 1 or more, not '0'"),
         (["--weights=x", "--count=1.5"], "--count: must be an integer of 1 or more, not '1.5'"),
-        (["--weights=raw"], "--weights: must be the path of the weights; which of them is --kind="),
+        (
+            ["--weights=raw"],
+            "--weights: must be the path of the weights; choose their kind by --kind=",
+        ),
         (["--zzz", "a"], "unknown option --zzz; --weights=PATH is missing\nExamples:\n  python do"),
     ],
 )

@@ -1,1 +1,1 @@
-"""What a run keeps on disk: its checkpoints and its folder."""
+"""What a run keeps on disk: its checkpoints and its workdir."""

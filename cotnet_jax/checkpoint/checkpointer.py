@@ -1,6 +1,6 @@
 """Checkpoints of a run: written in the background by Orbax, checked before they are trusted.
 
-Each step is one folder, put in place by one rename once it is whole. Beside Orbax's files it
+Each step is one folder, put in place by one rename once it is complete. Beside Orbax's files it
 holds a manifest with the step's metrics and the checksums of its files (checksums.py).
 """
 
@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax
 import jax
@@ -29,13 +29,12 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from cotnet_jax.checkpoint import checksums
 from cotnet_jax.checkpoint.train_state import TrainState
+from cotnet_jax.checkpoint.workdir import Workdir
 
-# A run's folder of checkpoints, in its workdir.
-CHECKPOINTS = "checkpoints"
 _ITEMS = ("weights", "ema", "optimizer")
 # The newest step may turn out to be damaged: the one before it must still be there.
 _KEEP_LATEST = 2
-# Attempts, 0.1 s apart, at removing an unfinished one.
+# Attempts, 0.1 s apart, at removing an unfinished checkpoint.
 _REMOVALS = 20
 
 
@@ -43,38 +42,35 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which, why, and what to do."""
 
 
-def weight_kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The kinds of weights that a run has; checkpoints are ranked by the top-1 of the last one."""
+def weight_kinds(config: Mapping[str, Any]) -> tuple[Literal["raw", "ema"], ...]:
+    """Return the kinds of weights of a run; its checkpoints are ranked by the last one's top-1."""
     return ("raw", "ema") if config["ema"]["decay"] else ("raw",)
 
 
 def open_checkpoints(
-    workdir: epath.PathLike, config: Mapping[str, Any], *, read_only: bool = False
+    workdir: Workdir, config: Mapping[str, Any], *, read_only: bool = False
 ) -> "Checkpointer":
-    """The checkpoints of the run in ``workdir``, whose configuration is ``config``."""
-    # A run that is only read may be of an earlier version, whose configuration has fewer fields.
-    writing = {"keep_best": 0}
-    if not read_only:
-        writing = {
-            "keep_best": config["checkpoint"]["keep_best"],
-            "timeout_seconds": config["distributed"]["slow_timeout_seconds"],
-        }
+    """Open the checkpoints of the run in ``workdir``, whose configuration is ``config``."""
+    best_metric = f"{weight_kinds(config)[-1]}_top1"
+    if read_only:
+        # An earlier version may have written them, whose configuration had fewer fields.
+        return Checkpointer(workdir.checkpoints, best_metric=best_metric, read_only=True)
     return Checkpointer(
-        epath.Path(workdir) / CHECKPOINTS,
-        best_metric=f"{weight_kinds(config)[-1]}_top1",
-        read_only=read_only,
-        **writing,
+        workdir.checkpoints,
+        best_metric=best_metric,
+        keep_best=config["checkpoint"]["keep_best"],
+        timeout_seconds=config["distributed"]["slow_timeout_seconds"],
     )
 
 
 def has_steps(directory: epath.PathLike) -> bool:
-    """Whether a folder of checkpoints is there and holds any, damaged or not."""
+    """Return whether a folder exists and holds any checkpoint, damaged or not."""
     directory = epath.Path(directory)
     return directory.is_dir() and bool(ocp.utils.checkpoint_steps(directory))
 
 
 class Checkpointer:
-    """Saves and restores a :class:`TrainState`; keeps the latest two steps and the best ones.
+    """Save and restore a :class:`TrainState`, keeping the latest two steps and the best ones.
 
     In a run of several processes every process calls every method, with the same arguments, and
     ``directory`` is on a file system that all of them see. Usable as a context manager.
@@ -136,22 +132,23 @@ class Checkpointer:
         self._load_metrics()
 
     def all_steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending; one being written is among them."""
+        """Return the steps that have a checkpoint or are being written, ascending."""
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
+        """Return the last step that has a checkpoint; None without any."""
         return max(self.all_steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step with the largest ``best_metric``, the later one of equals; None without any."""
+        """Return the step with the largest ``best_metric``, the later of equals; None without."""
         return next(iter(self._ranked(self.all_steps())), None)
 
     def metrics(self, step: int) -> dict[str, float]:
-        """The metrics saved with a step; {} when it has none."""
+        """Return the metrics saved with a step; {} when it has none."""
         return dict(self._metrics.get(step, {}))
 
     def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> bool:
-        """Writes a checkpoint of ``state.step``; returns once the arrays are copied to the host.
+        """Start to write a checkpoint of ``state.step``; return once its arrays are on the host.
 
         A step that exists is not written again, but gains ``metrics`` if it had none.
 
@@ -188,7 +185,7 @@ class Checkpointer:
         return True
 
     def wait(self) -> None:
-        """Returns when the write under way is finished and in place.
+        """Wait until the write under way is finished and in place.
 
         Raises:
           CheckpointError: it failed; older checkpoints are intact.
@@ -198,7 +195,7 @@ class Checkpointer:
         self._writing = None
 
     def close(self) -> None:
-        """Finishes the write under way and ends the background threads.
+        """Finish the write under way and end the background threads.
 
         Raises:
           CheckpointError: the write failed; older checkpoints are intact.
@@ -220,7 +217,7 @@ class Checkpointer:
             logging.error("%s", close_error)
 
     def restore_latest(self, example: TrainState) -> TrainState | None:
-        """The newest checkpoint that reads back whole, or None when there is none at all.
+        """Restore the newest undamaged checkpoint; return None when there is none at all.
 
         A damaged newer one is named in a warning and renamed to STEP.damaged, so that its step
         can be written again.
@@ -230,24 +227,25 @@ class Checkpointer:
             structure and shardings, whatever devices and processes wrote them.
 
         Raises:
-          CheckpointError: all checkpoints are damaged, or the newest whole one is of another
+          CheckpointError: all checkpoints are damaged, or the newest undamaged one is of another
             model or of other options.
         """
         self.wait()
-        step, damaged = self._newest_whole(self.all_steps()[::-1])
-        if step is None:
+        steps = self.all_steps()[::-1]
+        if not steps:
             return None
+        step, damaged = self._newest_undamaged(steps)
         if damaged and not self._read_only:
-            self._set_aside(damaged)
+            self._rename_damaged(damaged)
         return self._restore(step, example)
 
     def restore_weights(
         self, step: int | str = "latest", which: str = "ema"
     ) -> dict[str, dict[str, Any]]:
-        """The weights of one checkpoint, without reading the optimizer.
+        """Read the weights of one checkpoint, without the optimizer.
 
         Args:
-          step: a step, "latest" or "best"; the latter two pass over damaged ones with a warning.
+          step: a step, "latest" or "best"; the latter two skip damaged ones with a warning.
           which: "ema" or "raw".
 
         Returns:
@@ -274,20 +272,20 @@ class Checkpointer:
                 f"No checkpoint of the {wanted} in {self.directory}; "
                 f"there are: {_shorten(self.all_steps()) or 'none'}."
             )
-        found, _ = self._newest_whole(candidates)
+        found, _ = self._newest_undamaged(candidates)
         item = {"ema": "ema", "raw": "weights"}[which]
         saved = self._saved_arrays(found)
         if item not in saved:
             raise CheckpointError(
-                f"The checkpoint of step {found} in {self.directory} has no EMA: the "
-                'run had it off. Ask for the raw weights (which="raw").'
+                f"The checkpoint of step {found} in {self.directory} has no EMA, which was off in "
+                'that run. Ask for the raw weights (which="raw").'
             )
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[item])
         args = {item: ocp.args.PyTreeRestore(restore_args=restore_args)}
         return self._read(found, args)[item]
 
     def _ranked(self, steps: Sequence[int]) -> list[int]:
-        """The steps that have ``best_metric``, best first."""
+        """Return the steps that have ``best_metric``, best first."""
 
         def value(step: int) -> float:
             return self._metrics.get(step, {}).get(self._best_metric, np.nan)
@@ -306,11 +304,16 @@ class Checkpointer:
     def _write_manifest_of_new_step(self) -> None:
         """Called by Orbax on the first process, after the last file and before the rename."""
         step = self._writing
+        assert step is not None
         folder = next(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"), self._folder(step))
         checksums.write(folder, checksums.checksums(folder), {"metrics": self._metrics[step]})
 
-    def _newest_whole(self, steps: Sequence[int]) -> tuple[int | None, Sequence[int]]:
-        """The first whole one of ``steps``, and the damaged ones before it."""
+    def _newest_undamaged(self, steps: Sequence[int]) -> tuple[int, Sequence[int]]:
+        """Return the first of ``steps`` that is undamaged, and the damaged ones before it.
+
+        Raises:
+          CheckpointError: all are damaged.
+        """
         problems = []
         if jax.process_index() == 0:
             for step in steps:
@@ -322,21 +325,19 @@ class Checkpointer:
                     logging.warning("Damaged checkpoint in %s: %s", self.directory, problems[-1])
         damaged = len(problems)
         if jax.process_count() > 1:
-            # One process looks and decides for all: they must not disagree.
+            # One process checks and decides for all: they must not disagree.
             damaged = int(multihost_utils.broadcast_one_to_all(np.int32(damaged)))
         if damaged < len(steps):
             if damaged:
                 logging.warning("Using the checkpoint of step %d instead.", steps[damaged])
             return steps[damaged], steps[:damaged]
-        if damaged:
-            listed = "\n  ".join(problems) or "the first process says how"
-            raise CheckpointError(
-                f"No checkpoint in {self.directory} can be read:\n  {listed}\n"
-                "Put back a copy of it, or start anew with another --workdir."
-            )
-        return None, []
+        listed = "\n  ".join(problems) or "process 0 prints the reasons"
+        raise CheckpointError(
+            f"No checkpoint in {self.directory} can be read:\n  {listed}\n"
+            "Restore one from a copy, or start again with another --workdir."
+        )
 
-    def _set_aside(self, steps: Sequence[int]) -> None:
+    def _rename_damaged(self, steps: Sequence[int]) -> None:
         if jax.process_index() == 0:
             for step in steps:
                 folder = self._folder(step)
@@ -345,7 +346,7 @@ class Checkpointer:
                     target.rmtree()
                 folder.rename(target)
                 logging.warning("Renamed the damaged %s to %s.", folder, target.name)
-        _barrier("cotnet_jax set damaged checkpoints aside")
+        _barrier("cotnet_jax renamed damaged checkpoints")
         self._manager.reload()
 
     def _restore(self, step: int, example: TrainState) -> TrainState:
@@ -372,7 +373,7 @@ class Checkpointer:
         return _from_items(self._read(step, args), example)
 
     def _saved_arrays(self, step: int) -> dict[str, Any]:
-        """{item: nested dict of array descriptions} of what a step holds."""
+        """Return {item: nested dict of array descriptions} of what a step holds."""
         return {
             name: metadata.tree
             for name, metadata in self._manager.item_metadata(step).items()
@@ -389,7 +390,7 @@ class Checkpointer:
             ) from error
 
     def _remove_unfinished(self, step: int | None) -> None:
-        """Removes what a failed write of a step left, in which others of its threads still work."""
+        """Remove what a failed write of a step left, while its other threads may still write."""
         for _ in range(_REMOVALS):
             leftovers = list(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"))
             if not leftovers:
@@ -401,12 +402,13 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _explain_failure(self, step: int | None) -> Iterator[None]:
-        """Turns a failed write into one CheckpointError, and frees what it had written."""
+        """Turn a failed write into one CheckpointError, and remove what it had written."""
         try:
             yield
         except Exception as error:
             self._writing = None
-            self._metrics.pop(step, None)
+            if step is not None:
+                self._metrics.pop(step, None)
             logging.debug("Failed to write step %s", step, exc_info=True)
             if jax.process_index() == 0:
                 self._remove_unfinished(step)
@@ -415,8 +417,8 @@ class Checkpointer:
             raise CheckpointError(
                 f"Could not write the checkpoint of step {step} to {self.directory}: "
                 f"{_cause(error)}. Earlier checkpoints are intact (steps: "
-                f"{_shorten(self.all_steps()) or 'none'}). Make room or mend the folder, then "
-                "start the same command again."
+                f"{_shorten(self.all_steps()) or 'none'}). Free disk space or repair the folder, "
+                "then start the same command again."
             ) from None
 
 
@@ -437,14 +439,14 @@ class _KeepLatestAndBest(PreservationPolicy):
 
 
 def _to_items(state: TrainState) -> dict[str, Any]:
-    """The parts that are stored apart, so that the weights can be read without the rest."""
+    """Return the parts that are stored apart, so that the weights can be read alone."""
     return {
         "weights": {"params": state.params, "batch_stats": state.batch_stats},
         "ema": state.ema,
         "optimizer": {
             "step": state.step,
             "key": state.key,
-            # Plain dicts: the file then does not depend on optax's classes.
+            # Plain dicts, so that the files do not depend on optax's classes.
             "opt_state": flax.serialization.to_state_dict(state.opt_state),
         },
     }
@@ -493,7 +495,7 @@ def _shorten(items: Sequence, separator: str = ", ", longest: int = 10) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong at the root of a chain of exceptions, on one line."""
+    """Return the message of the first of a chain of exceptions, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())
@@ -508,7 +510,7 @@ def _barrier(name: str) -> None:
 
 
 def _check_writable(directory: epath.Path) -> None:
-    """Finds out at the start, not after the first epoch, that nothing can be saved here."""
+    """Raise at the start, not after the first epoch, if nothing can be saved here."""
     token, problem = time.time_ns() % 2**31, ""
     if jax.process_index() == 0:
         try:
@@ -523,8 +525,7 @@ def _check_writable(directory: epath.Path) -> None:
         everywhere = bool(np.all(multihost_utils.process_allgather(np.int32(here))))
     if token < 0:
         raise CheckpointError(
-            f"Cannot write checkpoints to {directory}{problem}. Choose a --workdir that can be "
-            "written to."
+            f"Cannot write checkpoints to {directory}{problem}. Choose a writable --workdir."
         )
     if jax.process_index() == 0:
         (directory / f".probe-{token}").unlink()
@@ -537,15 +538,15 @@ def _check_writable(directory: epath.Path) -> None:
 
 @functools.cache
 def _quieten_orbax() -> None:
-    """Once a process: leaves the telling of a failed write to CheckpointError alone."""
+    """Once per process, leave the report of a failed write to CheckpointError alone."""
     logging.get_absl_logger().addFilter(_hide_orbax_details)
-    # The arrays that fail after the first one: each is a task that nobody asks for its result.
+    # The arrays that fail after the first one: each is a task whose result nobody reads.
     asyncio_logger = std_logging.getLogger("asyncio")
     asyncio_logger.addFilter(lambda record: "/orbax/" not in record.getMessage())
     earlier_hook = sys.unraisablehook
 
     def hook(unraisable) -> None:
-        # TensorStore tells of those arrays to an event loop that has ended.
+        # TensorStore reports those arrays to an event loop that has ended.
         if str(unraisable.exc_value) != "Event loop is closed":
             earlier_hook(unraisable)
 
@@ -553,7 +554,7 @@ def _quieten_orbax() -> None:
 
 
 def _hide_orbax_details(record: std_logging.LogRecord) -> bool:
-    """Keeps Orbax from burying the run's own lines: thirty at INFO for each write, and hundreds
-    of traceback at ERROR for each failure, which is raised as CheckpointError besides."""
+    """Keep Orbax from burying the run's own lines: each write logs thirty lines at INFO, and each
+    failure, which is raised as CheckpointError anyway, hundreds of traceback at ERROR."""
     expected = record.levelno != std_logging.WARNING or "read only" in str(record.msg)
     return not expected or "/orbax/" not in record.pathname

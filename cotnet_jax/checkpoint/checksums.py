@@ -1,7 +1,7 @@
-"""A list of a folder's files with sizes and CRC-32, to tell a whole folder from a damaged one.
+"""A manifest of a folder's files with sizes and CRC-32, by which damage is noticed.
 
-Orbax's format has checksums for its index but not for the array data: without this list a
-flipped bit would be restored as if nothing were wrong.
+Orbax's format has checksums for its index but not for the array data: without the manifest a
+flipped bit would be restored silently.
 """
 
 import concurrent.futures
@@ -13,16 +13,16 @@ from typing import Any
 from etils import epath
 
 NAME = "manifest.json"
-# Orbax changes these two after the list is made; restoring the arrays needs neither.
+# Orbax changes these two after the manifest is made; restoring the arrays needs neither.
 _UNCHECKED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class DamageError(Exception):
-    """A folder is not what its manifest says; the message says what differs."""
+    """A folder differs from its manifest; the message says how."""
 
 
 def checksums(folder: epath.Path) -> dict[str, list[int]]:
-    """{path relative to ``folder``: [size in bytes, CRC-32]} of the files to check."""
+    """Return {path relative to ``folder``: [size in bytes, CRC-32]} of the files to check."""
     files = [
         path
         for path in _files(folder)
@@ -37,7 +37,7 @@ def checksums(folder: epath.Path) -> dict[str, list[int]]:
 
 
 def write(folder: epath.Path, files: Mapping[str, list[int]], extra: Mapping[str, Any]) -> None:
-    """Writes the manifest of ``folder``: what :func:`checksums` gave, and ``extra`` JSON."""
+    """Write the manifest of ``folder``: the result of :func:`checksums`, and ``extra`` JSON."""
     content = json.dumps({**extra, "files": files}, sort_keys=True)
     document = json.dumps({"crc32": zlib.crc32(content.encode()), "content": content})
     # The rename leaves the old manifest or the new one, never half of one.
@@ -47,7 +47,11 @@ def write(folder: epath.Path, files: Mapping[str, list[int]], extra: Mapping[str
 
 
 def read(folder: epath.Path) -> dict[str, Any]:
-    """The manifest: "files" and the extra entries. Raises DamageError."""
+    """Return the manifest: "files" and the extra entries.
+
+    Raises:
+      DamageError: the manifest is missing or damaged.
+    """
     try:
         document = json.loads((folder / NAME).read_text())
         content = document["content"]
@@ -61,7 +65,11 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 
 def check(folder: epath.Path) -> None:
-    """Reads every file of ``folder``. Raises DamageError, naming the first file that differs."""
+    """Compare every file of ``folder`` with the manifest.
+
+    Raises:
+      DamageError: names the first file that differs.
+    """
     expected = read(folder)["files"]
     missing = [name for name in expected if not (folder / name).is_file()]
     if missing:

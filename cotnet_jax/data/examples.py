@@ -4,10 +4,13 @@ An example is {"image": uint8 [S, S, 3], "label": int32, "undecodable": int64}. 
 index if its image cannot be decoded and another image or black was put in its place, else -1.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import ml_collections
 import numpy as np
 
-from cotnet_jax.data import imagenet, randaugment, transforms
+from cotnet_jax.data import randaugment, transforms
 from cotnet_jax.data.sources import Source
 from cotnet_jax.data.undecodable import UndecodableError
 
@@ -15,6 +18,8 @@ from cotnet_jax.data.undecodable import UndecodableError
 _MAX_REPLACEMENTS = 32
 
 Example = dict[str, np.ndarray | np.generic]
+# Further entries of an example: name -> function of the source's element, or of None for padding.
+ExampleFields = Mapping[str, Callable[[Mapping[str, Any] | None], np.ndarray]]
 
 
 class TrainExample:
@@ -105,12 +110,17 @@ class EvalExample:
     Args:
       source: the evaluation split.
       config: the whole configuration; config.data is read.
-      numbers: add "number": int32, the number of an ImageNet validation image, 0 for others.
+      example_fields: further entries of every example.
     """
 
-    def __init__(self, source: Source, config: ml_collections.ConfigDict, numbers: bool):
+    def __init__(
+        self,
+        source: Source,
+        config: ml_collections.ConfigDict,
+        example_fields: ExampleFields | None = None,
+    ):
         self._source = source
-        self._numbers = numbers
+        self._fields = example_fields or {}
         self._size = config.data.image_size
         self._crop = config.data.crop
         self._interpolation = config.data.interpolation
@@ -118,17 +128,16 @@ class EvalExample:
     def __call__(self, index: int) -> Example:
         """Return the example of an index."""
         image = np.zeros((self._size, self._size, 3), np.uint8)
-        label, undecodable, mask, number = 0, -1, 0, 0
+        label, undecodable, mask, element = 0, -1, 0, None
         if index < len(self._source):
             element = self._source[index]
             label, mask = element["label"], 1
-            number = imagenet.validation_number(element["file_name"])
             try:
                 image = self._transform(element["image"])
             except transforms.DecodeError:
                 undecodable = index
         example = _example(image, label, undecodable) | {"mask": np.float32(mask)}
-        return example | {"number": np.int32(number)} if self._numbers else example
+        return example | {name: field(element) for name, field in self._fields.items()}
 
     def _transform(self, image: bytes | np.ndarray) -> np.ndarray:
         if not isinstance(image, bytes):

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 def normalize(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype
+    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
 ) -> jax.Array:
     """Return (images - mean) / std.
 

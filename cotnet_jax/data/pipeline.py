@@ -12,10 +12,9 @@ import grain
 import ml_collections
 import numpy as np
 
-from cotnet_jax.data.examples import EvalExample, TrainExample
+from cotnet_jax.data.examples import EvalExample, ExampleFields, TrainExample
 from cotnet_jax.data.sources import Source, open_source
 from cotnet_jax.data.undecodable import Batch, limit_undecodable
-from cotnet_jax.data.undecodable import UndecodableError as UndecodableError
 from cotnet_jax.data.workers import StartTogether, exit_with_main_process, read_with_workers
 
 # Largest number of images that a thread makes at a time.
@@ -52,7 +51,7 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """Return an endless stream of training batches that begins at a given step.
 
-    Every epoch has its own order, of which the first ``steps_per_epoch`` batches are used.
+    Every epoch has its own order, and uses the first ``steps_per_epoch`` batches of it.
     Process p reads rows p*b .. (p+1)*b of each global batch, b = batch_size / process_count, so
     the global batch is the same for any number of processes.
 
@@ -90,7 +89,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     source: Source | None = None,
-    numbers: bool = False,
+    example_fields: ExampleFields | None = None,
     repeat: bool = False,
 ) -> Generator[Batch, None, None]:
     """Return the batches of one pass over the evaluation split.
@@ -104,15 +103,15 @@ def eval_batches(
       process_index: this process, counted from 0.
       process_count: number of processes.
       source: the evaluation split, if the caller has opened it.
-      numbers: add each image's number, by which other labels of ImageNet's validation images
-        are ordered: 293 for ILSVRC2012_val_00000293.JPEG, 0 for other names and for padding.
+      example_fields: further entries of every example: {name: function of the source's element,
+        or of None for padding}. The functions run in the threads and workers that read images.
       repeat: repeat the pass, of ``steps_per_pass`` batches, without end. The threads and workers
         stay and, between two passes, prefetch the beginning of the next one.
 
     Returns:
       A generator of {"image": uint8 [b, S, S, 3], "label": int32 [b], "mask": float32 [b]} with
-      b = config.eval.batch_size / process_count, and "number": int32 [b] if asked for; close()
-      ends its threads and workers.
+      b = config.eval.batch_size / process_count, and [b, ...] for each of ``example_fields``;
+      close() ends its threads and workers.
 
     Raises:
       ValueError: config.eval.batch_size is not a multiple of process_count.
@@ -123,7 +122,8 @@ def eval_batches(
     rows = _rows_per_process("config.eval.batch_size", size, process_count)
     source = source or open_source(config.data, config.data.eval_split)
     steps = steps_per_pass(config, source)
-    examples = grain.MapDataset.range(steps * size).map(EvalExample(source, config, numbers))
+    example = EvalExample(source, config, example_fields)
+    examples = grain.MapDataset.range(steps * size).map(example)
     local = _Rows(examples.repeat() if repeat else examples, 0, rows, process_index, size)
     if not repeat:
         local = local[: steps * rows]

@@ -1,13 +1,14 @@
-"""ReaL labels: every class that is in a validation image of ImageNet, as people saw them.
+"""ReaL labels: every class that people see in a validation image of ImageNet.
 
-Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159. Their file is a JSON list with a list
-of classes for each image, in the order of the images' numbers; where nobody agreed it is empty.
+Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159. The published file is a JSON list
+with a list of classes for each image, in the order of the images' numbers; a list is empty where
+the annotators did not agree.
 """
 
-import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +18,13 @@ _NUM_IMAGES = imagenet.NUM_IMAGES["validation"]
 
 
 def read_real_labels(path: str | Path) -> np.ndarray:
-    """The classes of every image: int32 [1 + 50,000, K], filled up with -1.
+    """Read the classes of every image: int32 [1 + 50,000, K], padded with -1.
 
-    Row n is of image number n, and row 0, of no image, has no classes. K is the largest number
-    of classes in one image.
+    Row n belongs to image number n; row 0, which belongs to no image, has no classes. K is the
+    largest number of classes in one image.
 
     Raises:
-      ValueError: there is no such file, or it is not of that form; says what is wrong first.
+      ValueError: there is no such file, or it has another format; the message says what is wrong.
     """
     try:
         lists = json.loads(Path(path).expanduser().read_text())
@@ -46,9 +47,11 @@ def read_real_labels(path: str | Path) -> np.ndarray:
     return table
 
 
-def with_real_labels(batches: Iterator[dict], table: np.ndarray) -> Iterator[dict]:
-    """Gives each batch the entry "real": int32 [b, K], ``table``'s rows of its entry "number"."""
-    with contextlib.closing(batches):
-        for batch in batches:
-            numbers = batch.pop("number")
-            yield {**batch, "real": table[numbers]}
+def real_labels_of(element: Mapping[str, Any] | None, table: np.ndarray) -> np.ndarray:
+    """Return the ReaL labels of a source's element, int32 [K]: a row of ``table``.
+
+    Args:
+      element: what a source gives for an index, with its "file_name"; None for padding.
+      table: from :func:`read_real_labels`.
+    """
+    return table[imagenet.validation_number(element["file_name"]) if element else 0]

@@ -1,7 +1,7 @@
-"""Several processes as one run: how they find each other, and how they leave.
+"""Start and exit the processes of a run together.
 
-Each process has its own devices, one process a host or one a GPU. A process that was started
-alone stays as it is.
+Each process has its own devices, one process per host or one per GPU. Where there is only one
+process, nothing here changes anything.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -19,18 +20,18 @@ from jax.experimental import multihost_utils
 from cotnet_jax.config import out_of_range
 from cotnet_jax.distributed import watchdog
 
-# JAX's own service finds a silent process after the watch of watchdog.py, which tells it better.
+# JAX's own service notices a silent process after the watchdog, whose message is clearer.
 _HEARTBEAT_GRACE_SECONDS = 10
 _OPEN_MPI = "Open MPI"
-# So long a process that failed waits for the others to tell of the same failure.
-_LEAVE_SECONDS = 5
+# Time that a failed process gives the others to report the same failure.
+_EXIT_SECONDS = 5
 
 
-class JoinError(ValueError):
-    """The processes did not come together; says why, and what to type."""
+class InitializeError(ValueError):
+    """The processes could not be connected; the message says why, and what to type."""
 
 
-def join(
+def initialize(
     settings: ml_collections.ConfigDict,
     *,
     coordinator_address: str | None = None,
@@ -38,22 +39,23 @@ def join(
     process_id: int | None = None,
     local_device_ids: Sequence[str] | None = None,
 ) -> None:
-    """Makes this process one of several; before anything asks for a device.
+    """Connect this process to the others of its run; call it before anything asks for a device.
 
-    What is not given comes from the environment: that of SLURM's srun, Open MPI's mpirun or a TPU
-    pod, as JAX detects them. Where there is none, or one process in all, nothing happens.
+    What is not given is taken from the environment of SLURM's srun, Open MPI's mpirun or a TPU
+    pod, as JAX detects them. Without such an environment, or with one process, nothing happens.
 
-    On return the first process logs progress; the others log warnings and errors alone.
+    On return the first process logs progress; the others log only warnings and errors.
 
     Args:
       settings: config.distributed.
       coordinator_address: HOST:PORT of process 0.
-      num_processes, process_id: of all processes, and this one's number, from 0.
-      local_device_ids: numbers of this host's GPUs that are this process's. By default all of
-        them; but where srun or mpirun started several processes on the host, one for each.
+      num_processes: number of processes on all hosts.
+      process_id: number of this process, from 0.
+      local_device_ids: numbers of the GPUs of this host that this process uses. By default all
+        of them; one each where srun or mpirun started several processes on the host.
 
     Raises:
-      JoinError: something is missing or wrong. If not all processes come within
+      InitializeError: something is missing or wrong. If not all processes connect within
         settings.slow_timeout_seconds, the process ends with watchdog.EXIT_CODE.
     """
     if num_processes == 1:
@@ -63,27 +65,28 @@ def join(
     if num_processes is None and process_id is None and coordinator_address is None:
         if environment.get("num_processes", 1) == 1:
             return
-        logging.info("Found the environment of %s.", environment["name"])
+        logging.info("Detected the environment of %s.", environment["name"])
     coordinator_address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     num_processes = environment.get("num_processes") if num_processes is None else num_processes
     process_id = environment.get("process_id") if process_id is None else process_id
     _check(settings, environment, coordinator_address, num_processes, process_id, local_device_ids)
+    assert num_processes is not None
     local_devices = environment.get("local_devices")
     if local_device_ids:
         local_devices = [int(number) for number in local_device_ids]
 
     address = coordinator_address or "the address that the environment gives"
     logging.info(
-        "Process %d waits up to %d s until all %d have come to %s (one that is meant to be alone: "
-        "--num_processes=1).",
+        "Process %d waits up to %d s for all %d processes to connect at %s (to run one process "
+        "alone: --num_processes=1).",
         process_id,
         settings.slow_timeout_seconds,
         num_processes,
         address,
     )
-    # It would take SIGTERM for itself, from the very start.
+    # JAX's service would handle SIGTERM itself, from the very start.
     jax.config.update("jax_enable_preemption_service", False)
-    watchdog.translate_aborts()
+    watchdog.handle_aborts()
     try:
         jax.distributed.initialize(
             coordinator_address,
@@ -96,61 +99,61 @@ def join(
             shutdown_timeout_seconds=settings.timeout_seconds,
         )
         _check_devices(num_processes)
-        # On CPUs the first exchange must begin in all processes within 30 s, and compilation may
-        # set them further apart: do it here, where they are together.
-        multihost_utils.sync_global_devices("cotnet_jax joined")
-        watchdog.all_joined()
+        # On CPUs all processes must start their first exchange within 30 s of each other. Compiling
+        # may set them further apart: exchange something here, where they are together.
+        multihost_utils.sync_global_devices("cotnet_jax initialized")
+        watchdog.mark_initialized()
     except (RuntimeError, OSError) as error:
-        raise JoinError(
-            f"process {process_id} did not come together with the others of {num_processes} at "
+        raise InitializeError(
+            f"process {process_id} could not connect to the other {num_processes - 1} at "
             f"{address}: {watchdog.first_line(error)}\n"
-            "Start all of them, each with a --process_id of its own, at an address that is free."
+            "Start all of them, each with its own --process_id, at an address that is free."
         ) from error
     if process_id:
         logging.set_verbosity(logging.WARNING)
-        logging.get_absl_handler().setFormatter(_Numbered())
-    logging.info("All %d processes are there.", num_processes)
+        logging.get_absl_handler().setFormatter(_ProcessFormatter())
+    logging.info("All %d processes are connected.", num_processes)
 
 
 @contextlib.contextmanager
-def leaving() -> Iterator[None]:
-    """Around all that a process does: one that fails must not wait for the others at its exit.
+def exit_without_waiting() -> Iterator[None]:
+    """Let a process that fails exit without waiting for the others; goes around the whole program.
 
-    JAX's own exit waits for them, and they wait for this one's next step. Here the failure is
-    told, the others get a moment to tell of the same one, and the process ends with the exit
+    JAX's own exit waits for them, while they wait for this one's next step. Here the failure is
+    printed, the others get a moment to report the same one, and the process ends with the exit
     code that it would have by itself, or with that of a lost peer.
 
-    A process alone that exits ends at once, too: JAX's own exit crashes while it still compiles.
+    A single process that exits ends at once, too: JAX's own exit crashes while it still compiles.
     """
     try:
         yield
     except BaseException as error:
         if jax.distributed.is_initialized():
-            watchdog.end_if_lost(type(error), error, error.__traceback__)
-            watchdog.exit_together(_tell(error), _LEAVE_SECONDS)
+            watchdog.exit_if_peer_lost(type(error), error, error.__traceback__)
+            watchdog.exit_together(_print_error(error), _EXIT_SECONDS)
         if isinstance(error, SystemExit):
-            watchdog.exit_now(_tell(error))
+            watchdog.exit_now(_print_error(error))
         raise
 
 
-def is_first() -> bool:
-    """Whether this is the process that speaks and writes for all."""
+def is_first_process() -> bool:
+    """Return whether this is the process that prints and writes for all."""
     return jax.process_index() == 0
 
 
-class _Numbered(logging.PythonFormatter):
-    """Tells in each line which process says it."""
+class _ProcessFormatter(logging.PythonFormatter):
+    """Begin each line with the process's number."""
 
     def format(self, record):
         return f"[process {jax.process_index()}] {super().format(record)}"
 
 
-def _environment() -> dict:
-    """What the launcher's environment says: name, num_processes, process_id, local_devices."""
-    # There is no public way to ask JAX for it without joining at once.
+def _environment() -> dict[str, Any]:
+    """Return the launcher's name, num_processes, process_id, local_devices; {} without one."""
+    # JAX has no public function that detects them without initialising at once.
     from jax._src.clusters import ClusterEnv
 
-    found = {}
+    found: dict[str, Any] = {}
     try:
         if "OMPI_COMM_WORLD_SIZE" in os.environ:
             # JAX 0.10 does not know Open MPI 5, and 0.12 asks for mpi4py to use it.
@@ -167,8 +170,10 @@ def _environment() -> dict:
             found["num_processes"] = cluster.get_process_count()
             found["process_id"] = cluster.get_process_id()
     except (ValueError, KeyError, RuntimeError) as error:
-        raise JoinError(f"the environment of {found['name']} is of no use: {error}") from error
-    if _all_devices_are_its_own(found["num_processes"]):
+        raise InitializeError(
+            f"the environment of {found['name']} cannot be used: {error}"
+        ) from error
+    if _sees_only_own_devices(found["num_processes"]):
         found["local_devices"] = []
     return found
 
@@ -178,8 +183,8 @@ def _is_present(cluster) -> bool:
     return cluster.name != "k8s" and not cluster.opt_in_only_method and cluster.is_env_present()
 
 
-def _all_devices_are_its_own(num_processes: int) -> bool:
-    """Whether a process sees no GPUs but its own, so that JAX must not choose one of them."""
+def _sees_only_own_devices(num_processes: int) -> bool:
+    """Return whether a process sees only its own GPUs, so that JAX must not choose among them."""
     alone_on_its_host = (
         os.environ.get("SLURM_STEP_NUM_NODES") == str(num_processes)
         or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
@@ -191,19 +196,19 @@ def _all_devices_are_its_own(num_processes: int) -> bool:
 def _check(
     settings, environment, coordinator_address, num_processes, process_id, local_device_ids
 ) -> None:
-    # The whole configuration is checked when the number of devices is known.
+    # The other sections are checked once the number of devices is known.
     fields = [f"distributed.{name}" for name in settings]
     problems = list(out_of_range({"distributed": settings}, fields))
-    # Open MPI 5 no longer tells where its first process is.
-    nobody_tells = environment.get("name") is None or (
+    # Open MPI 5 no longer gives the address of its first process.
+    address_unknown = environment.get("name") is None or (
         environment["name"] == _OPEN_MPI and "OMPI_MCA_orte_hnp_uri" not in os.environ
     )
-    if coordinator_address is None and nobody_tells:
+    if coordinator_address is None and address_unknown:
         problems.append("--coordinator_address=HOST:PORT of process 0 is missing")
     elif coordinator_address is not None and not re.fullmatch(r"\S+:\d{1,5}", coordinator_address):
         problems.append(f"--coordinator_address={coordinator_address}: must be HOST:PORT")
     if num_processes is None:
-        problems.append("--num_processes, of all processes together, is missing")
+        problems.append("--num_processes, the number of processes on all hosts, is missing")
     elif num_processes < 1:
         problems.append(f"--num_processes={num_processes}: must be 1 or more")
     if process_id is None:
@@ -216,7 +221,7 @@ def _check(
     if not all(number.isdigit() for number in local_device_ids or ()):
         problems.append(f"--local_device_ids={','.join(local_device_ids)}: must be like 0 or 0,1")
     if problems:
-        raise JoinError("the processes cannot come together:\n  " + "\n  ".join(problems))
+        raise InitializeError("the processes cannot be connected:\n  " + "\n  ".join(problems))
 
 
 def _check_devices(num_processes: int) -> None:
@@ -224,11 +229,11 @@ def _check_devices(num_processes: int) -> None:
     counts = [owners.count(process) for process in range(num_processes)]
     if len(set(counts)) > 1:
         listed = ", ".join(f"process {i} has {count}" for i, count in enumerate(counts))
-        raise JoinError(f"all processes must have equally many devices, but {listed}")
+        raise InitializeError(f"all processes must have equally many devices, but {listed}")
 
 
-def _tell(error: BaseException) -> int:
-    """Prints what Python would at its exit; the exit code."""
+def _print_error(error: BaseException) -> int:
+    """Print what Python would print at its exit, and return the exit code."""
     if not isinstance(error, SystemExit):
         traceback.print_exception(error)
         return 1

@@ -1,4 +1,4 @@
-"""Devices: one mesh axis over all of them, state on each, the batch split between them."""
+"""The device mesh: one axis over all devices, the state replicated, the batch sharded."""
 
 import collections
 import itertools
@@ -9,19 +9,21 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXIS = "data"
+DATA_AXIS = "data"
 REPLICATED = PartitionSpec()
-SPLIT = PartitionSpec(AXIS)
+SHARDED = PartitionSpec(DATA_AXIS)
 
 
 def make_mesh(devices=None) -> Mesh:
-    """One axis, "data", over all devices of all processes."""
+    """Return a mesh of one axis, "data", over ``devices``, by default all of all processes."""
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.make_mesh(
+        (len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices
+    )
 
 
 def host_device() -> jax.Device:
-    """This process's CPU, or its first device where JAX was told to use no CPU."""
+    """Return this process's CPU, or its first device where JAX_PLATFORMS leaves the CPU out."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -29,7 +31,7 @@ def host_device() -> jax.Device:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Puts a whole copy of every array on every device; each process gives the same values."""
+    """Put a whole copy of every array on every device; each process gives the same values."""
     sharding = NamedSharding(mesh, REPLICATED)
 
     def copy(array):
@@ -40,24 +42,24 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(copy, tree)
 
 
-def replicated_shapes(mesh: Mesh, tree: Any) -> Any:
-    """What ``replicate`` would give for arrays of these shapes, as ``jax.ShapeDtypeStruct``s."""
+def replicate_abstract(mesh: Mesh, tree: Any) -> Any:
+    """Return the ``jax.ShapeDtypeStruct``s of what ``replicate`` gives for such arrays."""
     sharding = NamedSharding(mesh, REPLICATED)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """Joins each process's rows to a global batch, split over the devices by rows."""
-    sharding = NamedSharding(mesh, SPLIT)
+    """Join each process's rows to a global batch, sharded over the devices by rows."""
+    sharding = NamedSharding(mesh, SHARDED)
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
 
 
 def prefetch_to_device(mesh: Mesh, batches: Iterable[Any], ahead: int = 1) -> Iterator[Any]:
-    """Yields the batches split over the devices, ``ahead`` of them sent before they are asked for.
+    """Yield the sharded batches, with ``ahead`` more of them already on their way.
 
-    The copies run while the devices work on the batch before.
+    They are copied while the devices work on the batch before.
     """
-    queue = collections.deque()
+    queue: collections.deque[Any] = collections.deque()
     batches = iter(batches)
     while True:
         for batch in itertools.islice(batches, 1 + ahead - len(queue)):
@@ -67,6 +69,6 @@ def prefetch_to_device(mesh: Mesh, batches: Iterable[Any], ahead: int = 1) -> It
         yield queue.popleft()
 
 
-def device_copy(tree: Any) -> Any:
-    """Inside shard_map: lets every device's copy of replicated arrays go its own way."""
-    return jax.tree.map(lambda a: jax.lax.pcast(a, AXIS, to="varying"), tree)
+def make_varying(tree: Any) -> Any:
+    """Inside shard_map, let each device's copy of replicated arrays vary from the others'."""
+    return jax.tree.map(lambda a: jax.lax.pcast(a, DATA_AXIS, to="varying"), tree)

@@ -39,7 +39,7 @@ class WeightGroupNorm(nn.Module):
 
     @nn.compact
     def scale_and_bias(
-        self, shape: tuple[int, int, int]
+        self, shape: tuple[int, ...]
     ) -> tuple[Float[Array, "G KK Cw"], Float[Array, "G KK Cw"]]:
         """Return scale and bias in ``shape`` (G, K*K, Cw).
 

@@ -1,11 +1,10 @@
 """Initial weights as the published models had them (PyTorch's definitions)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -22,7 +21,7 @@ def kaiming_normal_fan_out(
     return math.sqrt(2 / fan_out) * jax.random.normal(key, shape, dtype)
 
 
-def uniform_fan_in(fan_in: int) -> Initializer:
+def uniform_fan_in(fan_in: int) -> Callable[..., Float[Array, "..."]]:
     """Return an initializer uniform in +-1 / sqrt(fan_in).
 
     PyTorch's default for the biases of convolutions, and for linear layers.

@@ -1,4 +1,4 @@
-"""The networks, their variants, and a look at the contexts inside them."""
+"""The networks, their variants, and the contexts that their CoT layers compute."""
 
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
 

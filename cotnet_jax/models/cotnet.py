@@ -196,7 +196,7 @@ class CoTNet(nn.Module):
         """
         if images.ndim != 4 or 0 in images.shape[1:]:
             raise ValueError(f"images must be [N, H, W, channels], none of them 0: {images.shape}")
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(Conv, **dtypes)
         norm = functools.partial(
             BatchNorm, axis_name=self.bn_axis_name, frozen=self.freeze_batch_norm, **dtypes

@@ -1,4 +1,4 @@
-"""Figures of a run: JSON lines and TensorBoard, without TensorFlow."""
+"""Write a run's metrics as JSON lines and for TensorBoard, without TensorFlow."""
 
 import contextlib
 import json
@@ -13,19 +13,21 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from cotnet_jax.checkpoint.workdir import Workdir
+
 _FLUSH_SECONDS = 30.0
 
 
 class MetricWriter:
-    """Writes scalars to WORKDIR/metrics.jsonl and WORKDIR/tensorboard; only process 0 writes.
+    """Write scalars to a workdir's metrics.jsonl and tensorboard/; only process 0 writes.
 
     A line of metrics.jsonl is {"step": int, "time": seconds since 1970, NAME: float, ...}; values
     that are not finite are null. The file is only ever appended to: a run that was killed and
-    resumed repeats the steps since its checkpoint, and :func:`read_metrics` takes the last figure
-    of each step. TensorBoard is told the step resumed from and hides the repeated ones itself.
+    resumed repeats the steps since its checkpoint, and :func:`read_metrics` takes the last value
+    of each step. TensorBoard gets the step resumed from, and hides the repeated ones itself.
 
-    Events are written here and now rather than by tensorboardX's thread, which after a failed
-    write would leave the program waiting for ever.
+    Events are written at once rather than by tensorboardX's thread, which after a failed write
+    would leave the program waiting for ever.
 
     Args:
       workdir: the run's folder, made if missing.
@@ -33,24 +35,24 @@ class MetricWriter:
       enabled: False writes nothing, as on the other processes.
 
     Raises:
-      OSError: a file could not be written; its message says which, and what to do.
+      OSError: a file could not be written; the message says which, and what to do.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0, enabled: bool = True):
+    def __init__(self, workdir: Workdir, *, resume_step: int = 0, enabled: bool = True):
         self._enabled = enabled and jax.process_index() == 0
         if not self._enabled:
             return
-        self._path = Path(workdir) / "metrics.jsonl"
-        events = Path(workdir) / "tensorboard"
+        self._path = workdir.metrics
+        events = workdir.tensorboard
         try:
             events.mkdir(parents=True, exist_ok=True)
             self._lines = self._path.open("a+b")
-            # A kill may have left half a line: end it, so that the next one stands alone.
+            # A kill may have left half a line: end it, so that it does not spoil the next one.
             if self._lines.tell() > 0:
                 self._lines.seek(-1, os.SEEK_END)
                 if self._lines.read(1) != b"\n":
                     self._lines.write(b"\n")
-            # By itself the name holds whole seconds: a quick restart would overwrite the file.
+            # The name itself has only whole seconds: a quick restart would overwrite the file.
             self._events = EventsWriter(str(events / "events"), f".{time.time_ns()}")
             self._events.write_event(
                 Event(
@@ -64,12 +66,12 @@ class MetricWriter:
         self._flushed = time.monotonic()
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one line; ``scalars`` are Python, NumPy or JAX scalars."""
+        """Write one line; ``scalars`` are Python, NumPy or JAX scalars."""
         if not self._enabled:
             return
         now = time.time()
         values = {name: float(value) for name, value in scalars.items()}
-        line = {"step": int(step), "time": round(now, 3)}
+        line: dict[str, float | None] = {"step": int(step), "time": round(now, 3)}
         line |= {name: v if math.isfinite(v) else None for name, v in values.items()}
         with self._explain_failure():
             self._lines.write(json.dumps(line).encode() + b"\n")
@@ -80,7 +82,7 @@ class MetricWriter:
             self.flush()
 
     def write_text(self, step: int, name: str, text: str) -> None:
-        """Writes Markdown to TensorBoard's text tab."""
+        """Write Markdown to TensorBoard's text tab."""
         if not self._enabled:
             return
         with self._explain_failure():
@@ -117,7 +119,7 @@ class MetricWriter:
     def _close_files(self) -> None:
         self._enabled = False
         for file in (self._lines, self._events):
-            # What is still in a buffer cannot be written either, and has been told of.
+            # What is still in a buffer cannot be written either, which is reported already.
             with contextlib.suppress(OSError):
                 file.close()
 
@@ -126,9 +128,9 @@ class MetricWriter:
 
 
 def read_metrics(path: str | os.PathLike) -> dict[int, dict[str, float | None]]:
-    """{step: {name: value}} of a metrics.jsonl, by ascending step.
+    """Read {step: {name: value}} from a metrics.jsonl, by ascending step.
 
-    Of a figure written twice for one step the last counts; half-written lines are left out.
+    The last value counts where a step has several; half-written lines are left out.
     """
     steps: dict[int, dict[str, float | None]] = {}
     for line in _parsed_lines(Path(path)):
@@ -147,8 +149,8 @@ def _parsed_lines(path: Path) -> Iterator[dict]:
                 yield parsed
 
 
-def _explain(error: OSError, path: str | os.PathLike) -> OSError:
+def _explain(error: OSError, path: Path | Workdir) -> OSError:
     return OSError(
-        f"Could not write metrics to {path}: {error.strerror or error}. Make room or choose "
+        f"Could not write metrics to {path}: {error.strerror or error}. Free disk space or choose "
         "another --workdir, then start the same command again."
     )

@@ -1,4 +1,4 @@
-"""Counts that add up to exact evaluation metrics."""
+"""Sums that add up, over batches and devices, to exact evaluation metrics."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import optax
 def evaluation_counts(
     logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums over a batch that add up, over batches and devices, to exact evaluation metrics.
+    """Count the images of a batch that are classified correctly, and sum their losses.
 
     A class outranks the label's when its logit is larger, or equal with a lower index, as
     ``jax.lax.top_k`` orders them; a logit that is not a number outranks all.
@@ -19,8 +19,8 @@ def evaluation_counts(
       mask: bool [N], False for the padding that fills the last batch.
 
     Returns:
-      {"count", "top1", "top5"} int32 [] and {"loss"} float32 [], the summed cross entropy. With
-      fewer than five classes top5 counts the label among all of them.
+      {"count", "top1", "top5"} int32 [] and {"loss"} float32 [], the summed cross entropy in nats.
+      With fewer than five classes top5 counts the label among all of them.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     mask = mask.astype(bool)
@@ -40,14 +40,14 @@ def evaluation_counts(
 
 
 def real_label_counts(logits: jax.Array, real: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums over a batch for the accuracy by ReaL labels: the first class must be one of them.
+    """Count the images of a batch whose top class is one of their ReaL labels.
 
-    Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159, section 3.2. The first class is
+    Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159, section 3.2. The top class is
     that of ``evaluation_counts``' top1; images without a label are not counted.
 
     Args:
       logits: [N, classes], any floating dtype.
-      real: int32 [N, K], classes, filled up with -1.
+      real: int32 [N, K], classes, padded with -1.
       mask: bool [N], False for the padding that fills the last batch.
 
     Returns:

@@ -8,13 +8,18 @@ import optax
 
 
 def learning_rates(schedule: ml_collections.ConfigDict, epochs: int, batch_size: int) -> np.ndarray:
-    """Learning rate of every epoch, float64 [epochs].
+    """Return the learning rate of every epoch, float64 [epochs].
 
     Linear from ``warmup_start`` over ``warmup_epochs``, then a half cosine over all epochs down
     to ``final`` (Loshchilov and Hutter, arXiv 1608.03983, equation 5, without restarts); constant
-    inside an epoch, as the published models were trained. With ``base_batch_size`` all of it is
-    for batches of that size, and is multiplied by batch_size / base_batch_size (Goyal et al.,
+    within an epoch, as the published models were trained. With ``base_batch_size`` the rates are
+    for batches of that size, and are multiplied by batch_size / base_batch_size (Goyal et al.,
     arXiv 1706.02677, section 2.1).
+
+    Args:
+      schedule: the section ``schedule``.
+      epochs: length of the run.
+      batch_size: images a step, over all devices.
     """
     epoch = np.arange(epochs, dtype=np.float64)
     slope = (schedule.peak - schedule.warmup_start) / max(schedule.warmup_epochs, 1)
@@ -28,10 +33,13 @@ def learning_rates(schedule: ml_collections.ConfigDict, epochs: int, batch_size:
 
 
 def ema_step_size_schedule(ema: ml_collections.ConfigDict) -> optax.Schedule:
-    """Steps done -> share of the new values in the EMA: 1 - decay.
+    """Return the schedule steps done -> weight of the new values in the EMA: 1 - decay.
 
-    With ``warmup`` the decay is at most (1 + n) / (10 + n) after n steps, as TensorFlow's
-    ExponentialMovingAverage has it with num_updates: young averages forget the first weights soon.
+    With ``warmup`` the decay is at most (1 + n) / (10 + n) after n steps, as in TensorFlow's
+    ExponentialMovingAverage with num_updates: a young EMA soon forgets the initial weights.
+
+    Args:
+      ema: the section ``ema``.
     """
     if not ema.warmup:
         return optax.constant_schedule(1 - ema.decay)
@@ -39,14 +47,14 @@ def ema_step_size_schedule(ema: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def weight_decay_mask(params) -> dict:
-    """True for the parameters that weight decay acts on: kernels, of two or more dimensions."""
+    """Return True for each parameter with weight decay: kernels, of two or more dimensions."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def make_optimizer(
     config: ml_collections.ConfigDict, rates: np.ndarray, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum: g += wd * p; v = m * v + g; p -= rate * (g + m * v).
+    """Return SGD with Nesterov momentum: g += wd * p; v = m * v + g; p -= rate * (g + m * v).
 
     Args:
       config: the section ``optimizer``.

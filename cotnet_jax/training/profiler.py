@@ -1,4 +1,4 @@
-"""A profile of a few steps of a run, for TensorBoard or xprof."""
+"""Profile a few steps of a run, for TensorBoard or xprof."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ from absl import logging
 
 
 class Profiler:
-    """Profiles the steps that config.profile names, on the first process.
+    """Profile the steps that config.profile names, on the first process.
 
-    Everything between their start and end is in it: the steps on the devices, the host's threads,
-    waiting for data, and an evaluation that falls into the window. A context manager: leaving it
-    ends a profile that is under way. A profile that cannot be written is told in a warning; the
-    run goes on.
+    The profile has everything from their start to their end: the steps on the devices, the host's
+    threads, waiting for data, and an evaluation in between. A context manager, whose exit ends a
+    profile that is under way. If the profile cannot be written there is a warning, and the run
+    continues.
 
     Args:
       folder: gets plugins/profile/TIME/, where TensorBoard's profile plugin and xprof look.
       window: config.profile: first_step, counted from 1 over the whole run, and steps.
       start_step: steps done before this process started.
-      total_steps: of the whole run.
+      total_steps: steps of the whole run.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class Profiler:
         self._steps = range(max(window.first_step, start_step + 1), min(end, total_steps + 1))
         if window.steps and not self._steps:
             logging.warning(
-                "Nothing is profiled: config.profile asks for steps %d to %d, this start has %d "
-                "to %d.",
+                "Nothing is profiled: config.profile asks for steps %d to %d, but this process "
+                "runs steps %d to %d.",
                 *(window.first_step, end - 1, start_step + 1, total_steps),
             )
         if jax.process_index() != 0:
@@ -50,16 +50,16 @@ class Profiler:
         self._stop()
 
     def before_step(self, step: int) -> None:
-        """To be called before the step of this number, counted from 1."""
+        """Start the profile if ``step``, counted from 1, is its first; call it before the step."""
         if self._steps and step == self._steps[0]:
             logging.info("Profiling steps %d to %d.", step, self._steps[-1])
             jax.profiler.start_trace(self._folder)
             self._running = True
 
-    def after_step(self, step: int, results) -> None:
-        """To be called with arrays that the step of this number gives."""
+    def after_step(self, step: int, outputs) -> None:
+        """End the profile if ``step`` is its last, once the step's ``outputs`` are computed."""
         if self._running and step == self._steps[-1]:
-            jax.block_until_ready(results)
+            jax.block_until_ready(outputs)
             self._stop()
 
     def _stop(self) -> None:

@@ -1,7 +1,7 @@
-"""What a configuration resolves to: devices, data, network, schedule."""
+"""What a configuration resolves to: devices, data, network, evaluators, learning rates."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import flax.linen as nn
 import jax
@@ -11,64 +11,82 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cotnet_jax.config import find_problems
-from cotnet_jax.data import imagenet, pipeline
-from cotnet_jax.data.real_labels import read_real_labels, with_real_labels
+from cotnet_jax.data import pipeline
 from cotnet_jax.data.sources import Source, open_source
+from cotnet_jax.data.undecodable import Batch
 from cotnet_jax.distributed import sharding
 from cotnet_jax.models.cotnet import create_model
+from cotnet_jax.training.evaluators import Evaluator, make_evaluators
 from cotnet_jax.training.optimizer import learning_rates
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSetup:
-    """What evaluating needs.
+    """What an evaluation needs.
 
     Attributes:
-      config: all fields as given.
+      config: the whole configuration, checked.
       mesh: all devices of all processes.
       model: the network, with the dataset's number of classes.
       eval_source: the evaluation split.
-      real_labels: of ``read_real_labels``, where they are asked for.
+      evaluators: what is measured.
     """
 
     config: ml_collections.ConfigDict
     mesh: Mesh
     model: nn.Module
     eval_source: Source
-    real_labels: np.ndarray | None
+    evaluators: tuple[Evaluator, ...]
 
     @property
     def steps_per_pass(self) -> int:
         """Batches in one pass over the evaluation split."""
         return pipeline.steps_per_pass(self.config, self.eval_source)
 
-    def eval_batches(self) -> Iterator[dict]:
-        """This process's rows of one pass after the other over the evaluation split."""
-        with_numbers = self.real_labels is not None
-        batches = pipeline.eval_batches(
+    def eval_batches(self) -> Generator[Batch, None, None]:
+        """Return this process's rows of the evaluation batches, pass after pass without end."""
+        fields = {
+            name: field
+            for evaluator in self.evaluators
+            for name, field in evaluator.example_fields.items()
+        }
+        return pipeline.eval_batches(
             self.config,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             source=self.eval_source,
-            numbers=with_numbers,
+            example_fields=fields,
             repeat=True,
         )
-        return with_real_labels(batches, self.real_labels) if with_numbers else batches
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainSetup(EvalSetup):
-    """What training needs besides.
+class TrainSetup:
+    """What training needs.
 
     Attributes:
+      eval: what its evaluations need; training shares its configuration, mesh and network.
       train_source: the training split.
       steps_per_epoch: full batches of it.
-      rates: float64 [epochs], the learning rate of every epoch.
+      learning_rates: float64 [epochs], the learning rate of every epoch.
     """
 
+    eval: EvalSetup
     train_source: Source
     steps_per_epoch: int
-    rates: np.ndarray
+    learning_rates: np.ndarray
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        return self.eval.config
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.eval.mesh
+
+    @property
+    def model(self) -> nn.Module:
+        return self.eval.model
 
     @property
     def total_steps(self) -> int:
@@ -76,26 +94,26 @@ class TrainSetup(EvalSetup):
 
     @property
     def steps_per_eval(self) -> int:
-        """Steps from one evaluation to the next; the last step is evaluated besides."""
+        """Steps from one evaluation to the next; the last step is always evaluated, too."""
         return self.config.steps_per_eval or self.config.eval.every_epochs * self.steps_per_epoch
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether the weights after ``step`` steps are evaluated, and saved with their metrics."""
+        """Return whether the weights after ``step`` steps are evaluated, and saved with metrics."""
         return step == self.total_steps or step % self.steps_per_eval == 0
 
     def saves_after(self, step: int) -> bool:
-        """Whether the state after ``step`` steps is saved, evaluated or not."""
-        # Who evaluates by steps may have epochs of seconds, too short for a checkpoint each.
+        """Return whether the state after ``step`` steps is saved, evaluated or not."""
+        # Runs that are evaluated by steps may have epochs of seconds, too short for a checkpoint.
         epoch_ends = not self.config.steps_per_eval and step % self.steps_per_epoch == 0
         interval = self.config.checkpoint.every_steps
         return self.evaluates_after(step) or epoch_ends or bool(interval and step % interval == 0)
 
     def learning_rate(self, step: int) -> float:
-        """Of the step that follows ``step`` finished ones."""
-        return float(self.rates[step // self.steps_per_epoch])
+        """Return the learning rate of the step that follows ``step`` finished ones."""
+        return float(self.learning_rates[step // self.steps_per_epoch])
 
-    def train_batches(self, start_step: int) -> Iterator[dict]:
-        """This process's rows of the training batches from a step on, without end."""
+    def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
+        """Return this process's rows of the training batches from a step on, without end."""
         return pipeline.train_batches(
             self.config,
             start_step=start_step,
@@ -106,47 +124,54 @@ class TrainSetup(EvalSetup):
 
 
 def set_up_training(config: ml_collections.ConfigDict, devices=None) -> TrainSetup:
-    """Checks a configuration and opens what it names; ``devices`` are all, unless given.
+    """Check a configuration and open what it names.
+
+    Args:
+      config: as in configs/default.py.
+      devices: the devices to use, by default all of all processes.
 
     Raises:
-      ValueError: lists every field that is out of its range; or the dataset cannot be opened.
+      ValueError: lists every field that cannot be used; or a split cannot be opened.
     """
     evaluation = set_up_evaluation(config, devices, training=True)
     train_source = open_source(config.data, config.data.train_split)
     return TrainSetup(
-        **vars(evaluation),
+        eval=evaluation,
         train_source=train_source,
         steps_per_epoch=pipeline.steps_per_epoch(config, train_source),
-        rates=learning_rates(config.schedule, config.epochs, config.batch_size),
+        learning_rates=learning_rates(config.schedule, config.epochs, config.batch_size),
     )
 
 
 def set_up_evaluation(
     config: ml_collections.ConfigDict, devices=None, *, training: bool = False
 ) -> EvalSetup:
-    """As ``set_up_training``, for evaluating alone: the training split need not be there.
+    """Check a configuration and open its evaluation split; the training split may be missing.
 
-    ``training`` checks what only a training step needs, too.
+    Args:
+      config: as in configs/default.py.
+      devices: the devices to use, by default all of all processes.
+      training: True also checks what only a training step needs.
+
+    Raises:
+      ValueError: lists every field that cannot be used; or the split cannot be opened, or an
+        evaluator cannot score it.
     """
     mesh = sharding.make_mesh(devices)
     problems = find_problems(config, mesh.size, training=training)
-    real_labels = None
-    if config.eval.real_labels:
-        try:
-            real_labels = read_real_labels(config.eval.real_labels)
-        except ValueError as error:
-            problems.append(f"--config.eval.real_labels={error}")
+    evaluators, unusable = make_evaluators(config)
+    problems += unusable
     if problems:
         raise ValueError("the configuration has problems:\n  " + "\n  ".join(problems))
     eval_source = open_source(config.data, config.data.eval_split)
-    if real_labels is not None:
-        _check_names(config, eval_source)
+    for evaluator in evaluators:
+        evaluator.check_source(config, eval_source)
     return EvalSetup(
         config=config,
         mesh=mesh,
         model=_model(config, eval_source.num_classes),
         eval_source=eval_source,
-        real_labels=real_labels,
+        evaluators=evaluators,
     )
 
 
@@ -158,26 +183,13 @@ def _model(config, num_classes):
         drop_rate=config.model.drop_rate,
         drop_path_rate=config.model.drop_path_rate,
         output_stride=config.model.output_stride,
-        bn_axis_name=sharding.AXIS if config.model.sync_batch_norm else None,
+        bn_axis_name=sharding.DATA_AXIS if config.model.sync_batch_norm else None,
         freeze_batch_norm=config.model.freeze_batch_norm,
     )
 
 
-def _check_names(config, eval_source):
-    """Whether ReaL labels can be of these images."""
-    name = eval_source[0]["file_name"]
-    if eval_source.num_classes != imagenet.NUM_CLASSES or not imagenet.validation_number(name):
-        raise ValueError(
-            f"--config.eval.real_labels={config.eval.real_labels}: these are labels of ImageNet's "
-            "validation images, which are told by their names, such as "
-            f"{imagenet.validation_name(293)}; the "
-            f"first of {config.data.name!r} {config.data.eval_split!r} is named {name!r}, one of "
-            f"{eval_source.num_classes} classes"
-        )
-
-
 def _dtype(name):
-    """ "auto" is bfloat16 where there are matrix units for it, float32 on CPUs."""
+    """Resolve "auto": bfloat16 where there are matrix units for it, float32 on CPUs."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.data.normalize import normalize
-from cotnet_jax.distributed.sharding import AXIS, REPLICATED, SPLIT, device_copy
+from cotnet_jax.distributed.sharding import DATA_AXIS, REPLICATED, SHARDED, make_varying
 
 
 def make_train_step(
@@ -23,28 +23,28 @@ def make_train_step(
     std: tuple[float, ...],
     ema_step_size: optax.Schedule,
     accumulate_steps: int,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """Builds the pure function (state, batch) -> (state, metrics), jitted; it consumes the state.
+) -> jax.stages.Wrapped:
+    """Build the pure function (state, batch) -> (state, metrics), jitted; it donates the state.
 
     Args:
       model: the network; its dtype is that of the normalised images, and with its
         freeze_batch_norm the batch statistics stay as they are.
-      optimizer: gives the updates of the parameters.
-      mix: (key, batch) -> images [B, H, W, C] of values 0..255 and soft targets [B, classes], of
-        one device's part of the batch.
+      optimizer: makes the updates of the parameters.
+      mix: (key, batch) -> images [B, H, W, C] of values 0..255 and soft targets [B, classes], for
+        one device's shard of the batch.
       mesh: the devices, over axis "data".
       mean, std: normalisation of the images, on the 0..1 scale.
-      ema_step_size: steps done -> share of the new values in the EMA; unused where
-        the state has none.
-      accumulate_steps: parts, one after the other, that a device's share of a batch is cut into.
+      ema_step_size: steps done -> weight of the new values in the EMA; unused where the state has
+        no EMA.
+      accumulate_steps: number of parts that a device processes its shard in, one after the other.
 
     Returns:
-      A function of a replicated TrainState and a batch {"image": [B, H, W, C], "label": [B]} split
-      over the devices. Its metrics are float scalars: "loss", the mean over the batch, and
+      A function of a replicated TrainState and a batch {"image": [B, H, W, C], "label": [B]},
+      sharded over the devices. Its metrics are float scalars: "loss", the mean over the batch, and
       "gradient_norm", the global norm before clipping.
     """
 
-    def loss_of(params, batch_stats, images, targets, key):
+    def loss_fn(params, batch_stats, images, targets, key):
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -55,11 +55,11 @@ def make_train_step(
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         return loss, updates["batch_stats"]
 
-    def device_step(state, batch):
+    def device_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        key = jax.random.fold_in(key, jax.lax.axis_index(DATA_AXIS))
         # Each device differentiates its own copy, so that the mean below is the only exchange.
-        params = device_copy(state.params)
+        params = make_varying(state.params)
 
         def add_part(total, part):
             gradients, loss, batch_stats = total
@@ -67,7 +67,7 @@ def make_train_step(
             mix_key, dropout_key = jax.random.split(jax.random.fold_in(key, index))
             images, targets = mix(mix_key, batch)
             images = normalize(images, mean, std, model.dtype)
-            (part_loss, batch_stats), part_gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            (part_loss, batch_stats), part_gradients = jax.value_and_grad(loss_fn, has_aux=True)(
                 params, batch_stats, images, targets, dropout_key
             )
             gradients = jax.tree.map(jnp.add, gradients, part_gradients)
@@ -75,29 +75,29 @@ def make_train_step(
 
         total = (
             jax.tree.map(jnp.zeros_like, params),
-            device_copy(jnp.zeros((), model.param_dtype)),
-            device_copy(state.batch_stats),
+            make_varying(jnp.zeros((), model.param_dtype)),
+            make_varying(state.batch_stats),
         )
         parts = jax.tree.map(lambda a: a.reshape(accumulate_steps, -1, *a.shape[1:]), batch)
         numbered = (jnp.arange(accumulate_steps), parts)
         if accumulate_steps == 1:
-            # On CPUs XLA compiles convolutions inside a loop to plain code, 5 times as slow.
+            # On CPUs XLA compiles convolutions inside a loop to code that is 5 times slower.
             total, _ = add_part(total, jax.tree.map(lambda a: a[0], numbered))
         else:
             total, _ = jax.lax.scan(add_part, total, numbered)
         gradients, loss, batch_stats = total
         gradients, loss = jax.tree.map(lambda a: a / accumulate_steps, (gradients, loss))
-        gradients, loss, batch_stats = jax.lax.pmean((gradients, loss, batch_stats), AXIS)
+        gradients, loss, batch_stats = jax.lax.pmean((gradients, loss, batch_stats), DATA_AXIS)
         if model.freeze_batch_norm:
-            # A mean over devices may round.
+            # The mean over devices may have rounded them.
             batch_stats = state.batch_stats
 
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        share = ema_step_size(state.step)
-        # In this form what does not change, as frozen statistics, is its own average exactly.
+        ema_step = ema_step_size(state.step)
+        # Written like this, values that do not change, such as frozen statistics, stay exact.
         ema = state.ema and jax.tree.map(
-            lambda average, new: average + share * (new - average),
+            lambda average, new: average + ema_step * (new - average),
             state.ema,
             {"params": params, "batch_stats": batch_stats},
         )
@@ -111,6 +111,6 @@ def make_train_step(
         return state, {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
 
     step = jax.shard_map(
-        device_step, mesh=mesh, in_specs=(REPLICATED, SPLIT), out_specs=(REPLICATED, REPLICATED)
+        device_step, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=(REPLICATED, REPLICATED)
     )
     return jax.jit(step, donate_argnums=0)

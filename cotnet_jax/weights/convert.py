@@ -174,7 +174,7 @@ def _compile_forward_pass(net, shapes):
     with jax.default_device(cpu):
         lowered = jax.jit(net.apply).lower(shapes, image)
         # It is called once, and optimised code takes three times as long to compile.
-        compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+        compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": "0"})
     return lambda variables: np.asarray(compiled(*jax.device_put((variables, image), cpu)))
 
 

@@ -12,12 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from cotnet_jax.checkpoint.checkpointer import (
-    CHECKPOINTS,
-    CheckpointError,
-    open_checkpoints,
-    weight_kinds,
-)
+from cotnet_jax.checkpoint.checkpointer import CheckpointError, open_checkpoints, weight_kinds
+from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.data import class_names, imagenet
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
@@ -26,9 +22,6 @@ from cotnet_jax.weights.folder import WeightsError
 from cotnet_jax.weights.name_map import from_torch_state_dict
 from cotnet_jax.weights.torch_files import Kind, TorchCheckpoint, is_unpacked, read_torch_checkpoint
 
-# Files of a run's workdir: its configuration, and the names of its classes.
-CONFIG = "config.json"
-CLASSES = "classes.txt"
 # The largest model has 3,600; comparing names takes quadratic time.
 _MOST_TENSORS = 10_000
 _SETTINGS = ("image_size", "crop", "interpolation", "mean", "std")
@@ -136,11 +129,13 @@ def read_weights(
     path = pathlib.Path(path)
     if kind not in (None, "ema", "raw"):
         raise ValueError(f"kind must be 'ema', 'raw' or None, not {kind!r}")
-    in_checkpoints = path.name.isdecimal() and path.parent.name == CHECKPOINTS
+    in_checkpoints = (
+        path.name.isdecimal() and path.parent == Workdir(path.parent.parent).checkpoints
+    )
     if not (path.parent if in_checkpoints else path).exists():
         raise FileNotFoundError(
             f"no file or folder {path}; give a folder made by convert_torch_weights.py, the "
-            f"workdir of a training run or its {CHECKPOINTS}/STEP, or a .pth.tar, .pth or "
+            "workdir of a training run or its checkpoints/STEP, or a .pth.tar, .pth or "
             ".safetensors file"
         )
     if folder.is_weights_folder(path):
@@ -152,7 +147,8 @@ def read_weights(
     elif path.is_dir() and not is_unpacked(path):
         raise WeightsError(
             f"{path}: neither a folder made by convert_torch_weights.py (it has no "
-            f"{folder.DESCRIPTION}), nor the workdir of a training run (no {CONFIG})"
+            f"{folder.DESCRIPTION}), nor the workdir of a training run "
+            f"(no {Workdir(path).config.name})"
         )
     else:
         return _read_torch(path, kind, model)
@@ -167,7 +163,7 @@ def is_converted_or_trained(path: str | os.PathLike) -> bool:
 
 
 def _is_workdir(path):
-    return path.is_dir() and ((path / CHECKPOINTS).is_dir() or (path / CONFIG).is_file())
+    return path.is_dir() and Workdir(path).holds_run()
 
 
 def _read_folder(path, wanted):
@@ -191,12 +187,13 @@ def _read_folder(path, wanted):
     )
 
 
-def _read_workdir(path, kind, step=None):
+def _read_workdir(path, kind, step: int | None = None):
     """Read one step of a run or, without ``step``, the best one, or the latest if none is rated."""
-    config = _read_config(path / CONFIG)
+    workdir = Workdir(path)
+    config = _read_config(workdir.config)
     try:
         kind = kind or weight_kinds(config)[-1]
-        with open_checkpoints(path, config, read_only=True) as checkpointer:
+        with open_checkpoints(workdir, config, read_only=True) as checkpointer:
             if step is not None:
                 choice, variables = "chosen", checkpointer.restore_weights(step, kind)
             else:
@@ -204,6 +201,8 @@ def _read_workdir(path, kind, step=None):
                 choice = "latest" if step is None else "best"
                 step = checkpointer.latest_step() if step is None else step
                 variables = checkpointer.restore_weights(choice, kind)
+            # Without any checkpoint restore_weights has raised.
+            assert step is not None
             metrics = checkpointer.metrics(step)
     except CheckpointError as error:
         raise WeightsError(f"{path}: {error}") from None
@@ -214,7 +213,7 @@ def _read_workdir(path, kind, step=None):
         kind=kind,
         settings={key: data[key] for key in _SETTINGS},
         attributes={"output_stride": model["output_stride"]},
-        class_names=_class_names(path, data["name"]),
+        class_names=_class_names(workdir, data["name"]),
         batches=step,
         source={"file": path.resolve().name, "format": "workdir", "step": step, **metrics},
         notes=(f"{path}: {kind} weights of {model['name']}, {choice} checkpoint, step {step}",),
@@ -222,8 +221,8 @@ def _read_workdir(path, kind, step=None):
 
 
 def _class_names(workdir, dataset):
-    if (workdir / CLASSES).is_file():
-        return class_names.read_names(workdir / CLASSES)
+    if workdir.classes.is_file():
+        return class_names.read_names(workdir.classes)
     # TFDS names ImageNet's classes by their WordNet ids.
     return class_names.imagenet_names() if dataset.startswith(imagenet.NAME) else None
 

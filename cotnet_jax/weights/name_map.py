@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cotnet_jax.models.cotnet import CoTNet, create_model
 
@@ -58,7 +59,7 @@ IGNORED = re.compile(r"(.*\.)?num_batches_tracked")
 
 
 def from_torch_state_dict(
-    name: str, state_dict: Mapping[str, np.ndarray], **attributes
+    name: str, state_dict: Mapping[str, ArrayLike], **attributes
 ) -> dict[str, dict]:
     """Convert a PyTorch state dict to the variables of ``create_model(name)``.
 
@@ -87,7 +88,7 @@ def from_torch_state_dict(
             f"the state dict does not fit {name!r}, {len(problems)} problems:\n  "
             + "\n  ".join(problems)
         )
-    variables = {}
+    variables: dict[str, dict] = {}
     for torch_name, path in wanted.items():
         tensor = np.asarray(state_dict[torch_name]).astype(np.float32)
         _insert(variables, path, _to_ours(model, path, tensor))

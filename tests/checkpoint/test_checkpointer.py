@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, warnings_logged, damage):
         assert any("Using the checkpoint of step 1" in line for line in warnings_logged)
         assert checkpointer.all_steps() == [1]
         assert (tmp_path / "2.damaged").is_dir()
-        # The run goes on from step 1 and comes to step 2 once more.
+        # The run resumes from step 1 and reaches step 2 once more.
         assert checkpointer.save(make_state(2))
     with Checkpointer(tmp_path) as checkpointer:
         assert_identical(checkpointer.restore_latest(make_state(0)), make_state(2))
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, example, message):
     assert (tmp_path / "1").is_dir()
 
 
-def test_a_folder_that_cannot_be_written_is_told_at_the_start(tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"Cannot write checkpoints to .*--workdir"):
         Checkpointer(tmp_path / "file" / "checkpoints")

@@ -1,4 +1,4 @@
-"""What a run tells and keeps when it starts."""
+"""What a run logs and keeps when it starts."""
 
 import json
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from cotnet_jax.checkpoint.workdir import write_run_metadata
+from cotnet_jax.checkpoint.workdir import Workdir
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def test_everything_is_logged_and_kept(tmp_path, mesh, monkeypatch):
     config.notes = ml_collections.config_dict.placeholder(str)
     params = {"stem": {"kernel": np.zeros((3, 3, 3, 8)), "bias": np.zeros(8)}}
     for _ in range(2):
-        write_run_metadata(
-            tmp_path / "run", config=config, params=params, mesh=mesh, class_names="ab"
+        Workdir(tmp_path / "run").write_run_metadata(
+            config=config, params=params, mesh=mesh, class_names="ab"
         )
 
     kept = json.loads((tmp_path / "run/config.json").read_text())
@@ -48,8 +48,7 @@ def test_everything_is_logged_and_kept(tmp_path, mesh, monkeypatch):
 
 def test_other_processes_write_nothing(tmp_path, mesh, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    write_run_metadata(
-        tmp_path / "run",
+    Workdir(tmp_path / "run").write_run_metadata(
         config=ml_collections.ConfigDict(),
         params={},
         mesh=mesh,
@@ -61,8 +60,7 @@ def test_other_processes_write_nothing(tmp_path, mesh, monkeypatch):
 def test_an_unwritable_workdir_is_one_clear_error(tmp_path, mesh):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"Could not write to .*Choose another --workdir"):
-        write_run_metadata(
-            tmp_path / "file",
+        Workdir(tmp_path / "file").write_run_metadata(
             config=ml_collections.ConfigDict(),
             params={},
             mesh=mesh,

@@ -13,6 +13,7 @@ from PIL import Image
 
 from configs import default
 from cotnet_jax.data import digits, pipeline, sources
+from cotnet_jax.data.undecodable import UndecodableError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -244,16 +245,14 @@ def test_undecodable_training_images_are_replaced_by_the_next(config, numbered, 
 def test_too_many_undecodable_images_stop_the_run(config, numbered):
     numbered(96, undecodable=[5, 50, 51])
     config.data.max_undecodable = 2 / 96
-    with pytest.raises(
-        pipeline.UndecodableError, match=r"3 of the 96 .*max_undecodable.*5, 50, 51"
-    ):
+    with pytest.raises(UndecodableError, match=r"3 of the 96 .*max_undecodable.*5, 50, 51"):
         take(config, 4)
 
 
 def test_a_split_of_undecodable_images_stops_at_once(config, numbered):
     numbered(96, undecodable=range(96))
     config.data.max_undecodable = 1.0
-    with pytest.raises(pipeline.UndecodableError, match="none of the 32 images"):
+    with pytest.raises(UndecodableError, match="none of the 32 images"):
         take(config, 1)
 
 
@@ -265,7 +264,7 @@ def test_undecodable_evaluation_images_are_black_and_counted(config, numbered):
     assert batch["mask"].sum() == 20
     assert not batch["image"][7].any()
     config.data.max_undecodable = 0.0
-    with pytest.raises(pipeline.UndecodableError, match="1 of the 20"):
+    with pytest.raises(UndecodableError, match="1 of the 20"):
         list(pipeline.eval_batches(config))
 
 

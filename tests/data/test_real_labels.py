@@ -20,7 +20,7 @@ from cotnet_jax.training.metrics import real_label_counts
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A file of the published form, and its lists: none to four classes an image."""
+    """A file in the published format, and its lists: none to four classes an image."""
     drawn = random.Random(0)
     lists = [drawn.sample(range(1000), drawn.randrange(5)) for _ in range(50_000)]
     file = tmp_path_factory.mktemp("real") / "real.json"
@@ -124,22 +124,22 @@ def test_labels_find_their_images_by_name(config, published, monkeypatch, caplog
     monkeypatch.setattr(setup, "open_source", lambda data, split: Named())
     monkeypatch.setattr(setup, "_model", lambda config, num_classes: Brightness(classes))
     run = setup.set_up_evaluation(config, devices=jax.devices()[:1])
-    with evaluate.evaluating(run, Watchdog(config.distributed)) as evaluate_all:
-        figures = evaluate_all({"raw": {}, "ema": {}})
+    with evaluate.EvalLoop(run, Watchdog(config.distributed)) as eval_loop:
+        metrics = eval_loop.run({"raw": {}, "ema": {}})
         # Another pass is the same.
-        assert evaluate_all({"raw": {}, "ema": {}}) == figures
+        assert eval_loop.run({"raw": {}, "ema": {}}) == metrics
     labelled = [index for index, labels in enumerate(by_image) if labels]
     right = [index for index in labelled if classes[index] in by_image[index]]
     assert 0 < len(right) < len(labelled) < len(Named.numbers)
-    assert figures["count"] == 10
-    assert figures["real_count"] == len(labelled)
-    assert figures["raw_real_top1"] == pytest.approx(100 * len(right) / len(labelled))
-    assert figures["raw_top1"] == 100 * sum(c == i for i, c in enumerate(classes)) / 10
-    assert f"ReaL top-1 {figures['ema_real_top1']:.2f} % of {len(labelled)}" in caplog.text
+    assert metrics["count"] == 10
+    assert metrics["real_count"] == len(labelled)
+    assert metrics["raw_real_top1"] == pytest.approx(100 * len(right) / len(labelled))
+    assert metrics["raw_top1"] == 100 * sum(c == i for i, c in enumerate(classes)) / 10
+    assert f"ReaL top-1 {metrics['ema_real_top1']:.2f} % of {len(labelled)}" in caplog.text
     config.eval.real_labels = ""
     run = setup.set_up_evaluation(config, devices=jax.devices()[:1])
-    with evaluate.evaluating(run, Watchdog(config.distributed)) as evaluate_all:
-        assert "real_count" not in evaluate_all({"raw": {}})
+    with evaluate.EvalLoop(run, Watchdog(config.distributed)) as eval_loop:
+        assert "real_count" not in eval_loop.run({"raw": {}})
 
 
 def test_the_file_is_read_once_and_named_if_it_cannot_be(config, monkeypatch):

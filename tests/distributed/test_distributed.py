@@ -19,7 +19,7 @@ from helpers.several_processes import (
 )
 
 from configs import default
-from cotnet_jax.checkpoint.checkpointer import CHECKPOINTS
+from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.distributed import initialize, watchdog
 
 
@@ -33,7 +33,7 @@ def alone(tmp_path_factory):
     return workdir
 
 
-def test_two_processes_equal_one_and_the_first_alone_speaks(alone, tmp_path):
+def test_two_processes_equal_one_and_only_the_first_prints(alone, tmp_path):
     runs = start(tmp_path, 2)
     _, second = end(runs)
     assert_same_end(tmp_path, alone)
@@ -53,12 +53,12 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(alone, tmp_path):
     runs[0].wait_for("step 13/")
     runs[1].send_signal(signal.SIGTERM)
     last_lines = [said.splitlines()[-1] for said in end(runs, [75, 75])]
-    saved = max(int(folder.name) for folder in (tmp_path / CHECKPOINTS).iterdir())
+    saved = max(int(folder.name) for folder in Workdir(tmp_path).checkpoints.iterdir())
     assert saved >= 13
     for line in last_lines:
         assert f"stopped by SIGTERM: step {saved} of {STEPS} is saved" in line
     (said,) = end(start(tmp_path, 1))
-    assert f"Going on after step {saved} of {STEPS}." in said
+    assert f"Resuming after step {saved} of {STEPS}." in said
     assert_same_end(tmp_path, alone)
 
 
@@ -74,12 +74,12 @@ def test_a_killed_process_ends_the_other_and_fewer_or_more_go_on(alone, tmp_path
     lost_message(end(runs, [watchdog.EXIT_CODE, -signal.SIGKILL])[0])
 
     (run,) = start(tmp_path, 1, rarely)
-    run.wait_for("Going on after step 10 of 40")
+    run.wait_for("Resuming after step 10 of 40")
     run.wait_for("step 22/")
     run.kill()
     end([run], [-signal.SIGKILL])
     said, _ = end(start(tmp_path, 2, rarely))
-    assert "Going on after step 20 of 40" in said
+    assert "Resuming after step 20 of 40" in said
     assert_same_end(tmp_path, alone)
 
 
@@ -111,13 +111,13 @@ def test_an_error_of_all(tmp_path):
         assert "Traceback" not in said
 
 
-def test_an_abort_by_the_coordination_service_tells_the_same():
+def test_an_abort_by_the_coordination_service_is_the_same_error():
     """Of a process that exchanges nothing when the first one is killed."""
     code = """
         import sys, time
         from configs import default
         from cotnet_jax.distributed import initialize
-        initialize.join(
+        initialize.initialize(
             default.get_config().distributed,
             coordinator_address=sys.argv[1],
             num_processes=2,
@@ -144,10 +144,10 @@ def test_other_aborts_and_exceptions_stay_what_they_are():
         import jax
         from cotnet_jax.distributed import initialize, watchdog
         jax.distributed.initialize(sys.argv[1], num_processes=1, process_id=0)
-        watchdog.translate_aborts()
+        watchdog.handle_aborts()
         if sys.argv[2] == "abort":
             os.abort()
-        with initialize.leaving():
+        with initialize.exit_without_waiting():
             raise KeyError("a mistake")
     """
     runs = [start_python(code, free_address(), what) for what in ("abort", "raise")]
@@ -173,29 +173,29 @@ def test_other_aborts_and_exceptions_stay_what_they_are():
     ],
 )
 def test_which_errors_are_those_of_a_lost_process(text, lost):
-    assert watchdog.is_lost(RuntimeError(text)) == lost
-    assert watchdog.is_lost(ValueError(text)) == lost
+    assert watchdog.is_peer_lost(RuntimeError(text)) == lost
+    assert watchdog.is_peer_lost(ValueError(text)) == lost
     try:
         try:
             raise RuntimeError(text)
         except RuntimeError:
             raise ValueError("could not write") from None
     except ValueError as error:
-        assert watchdog.is_lost(error) == lost
+        assert watchdog.is_peer_lost(error) == lost
 
 
-def test_a_watch_leaves_time_for_compilation_and_for_saving(monkeypatch):
+def test_a_watchdog_leaves_time_for_compilation_and_for_saving(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
     settings = default.get_config().distributed
     guarding = watchdog.Watchdog(settings)
     fast, slow = settings.timeout_seconds, settings.slow_timeout_seconds
-    assert guarding.left() == slow
+    assert guarding.remaining() == slow
     for number, _ in enumerate(guarding.guard(range(3))):
-        assert guarding.left() == (slow if number == 0 else fast)
+        assert guarding.remaining() == (slow if number == 0 else fast)
         now[0] += 7
-        assert guarding.left() == (slow if number == 0 else fast) - 7
-    assert guarding.left() == slow
+        assert guarding.remaining() == (slow if number == 0 else fast) - 7
+    assert guarding.remaining() == slow
 
 
 BAD_SETTINGS = [
@@ -235,7 +235,7 @@ def joined_with(monkeypatch):
         calls.append((*arguments, options["cluster_detection_method"]))
 
     monkeypatch.setattr(jax.distributed, "initialize", join)
-    monkeypatch.setattr(watchdog, "translate_aborts", lambda: None)
+    monkeypatch.setattr(watchdog, "handle_aborts", lambda: None)
     monkeypatch.setattr(initialize, "_check_devices", lambda count: None)
     monkeypatch.setattr(initialize.logging, "set_verbosity", lambda level: None)
     for name in list(os.environ):
@@ -245,19 +245,19 @@ def joined_with(monkeypatch):
 
 
 def join(**given):
-    initialize.join(default.get_config().distributed, **given)
+    initialize.initialize(default.get_config().distributed, **given)
 
 
-def test_times_that_are_too_short_are_told_before_they_count(joined_with):
+def test_times_that_are_too_short_are_refused_at_the_start(joined_with):
     settings = default.get_config().distributed
     settings.timeout_seconds = 1
-    with pytest.raises(initialize.JoinError, match="timeout_seconds=1: must be 10 or more"):
-        initialize.join(settings, coordinator_address="h:1", num_processes=2, process_id=0)
+    with pytest.raises(initialize.InitializeError, match="timeout_seconds=1: must be 10 or more"):
+        initialize.initialize(settings, coordinator_address="h:1", num_processes=2, process_id=0)
 
 
 @pytest.mark.parametrize(("given", "messages"), BAD_SETTINGS)
 def test_settings_that_are_half_given_or_wrong(joined_with, given, messages):
-    with pytest.raises(initialize.JoinError) as caught:
+    with pytest.raises(initialize.InitializeError) as caught:
         join(**given)
     for message in messages:
         assert message in str(caught.value)
@@ -266,7 +266,7 @@ def test_settings_that_are_half_given_or_wrong(joined_with, given, messages):
 
 def test_flags_that_are_no_numbers():
     (_, error) = TrainingRun("/nowhere", *FLAGS, "--num_processes=two").communicate(timeout=60)
-    assert "flag --num_processes=two" in error
+    assert "--num_processes: invalid int value: 'two'" in error
     assert "Traceback" not in error
 
 
@@ -325,10 +325,10 @@ def test_launchers_that_say_too_little(joined_with, monkeypatch):
     for name, value in open_mpi().items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("OMPI_MCA_orte_hnp_uri")
-    with pytest.raises(initialize.JoinError, match="--coordinator_address=HOST:PORT"):
+    with pytest.raises(initialize.InitializeError, match="--coordinator_address=HOST:PORT"):
         join()
     join(coordinator_address="h:1")
     assert joined_with == [("h:1", 2, 1, [1], None)]
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "many")
-    with pytest.raises(initialize.JoinError, match=r"environment of Open MPI .*'many'"):
+    with pytest.raises(initialize.InitializeError, match=r"environment of Open MPI .*'many'"):
         join(coordinator_address="h:1")

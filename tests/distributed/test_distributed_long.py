@@ -69,13 +69,13 @@ def test_other_numbers_of_processes_go_on_at_the_end_of_an_epoch(tmp_path):
     for processes, at in ((2, 12), (1, 22), (2, 32)):
         runs = start(tmp_path / "n", processes, *flags)
         if at > 12:
-            runs[0].wait_for(f"Going on after step {at // 10 * 10 - 10} of 40")
+            runs[0].wait_for(f"Resuming after step {at // 10 * 10 - 10} of 40")
         runs[0].wait_for(f"step {at}/")
         for process in runs:
             process.kill()
         end(runs, [-signal.SIGKILL] * processes)
     said, *_ = end(start(tmp_path / "n", 1, *flags))
-    assert "Going on after step 30 of 40" in said
+    assert "Resuming after step 30 of 40" in said
     assert_same_end(tmp_path / "n", tmp_path / "uninterrupted")
 
 
@@ -97,7 +97,7 @@ def test_random_processes_are_killed_at_random_moments(tmp_path):
     said_by_survivors = collections.Counter()
     for _ in range(12):
         runs = start(tmp_path / "n", 2, *flags)
-        runs[0].wait_for("processes are there")
+        runs[0].wait_for("processes are connected")
         time.sleep(rng.uniform(0, 3))
         victim = rng.randrange(2)
         runs[victim].kill()
@@ -116,7 +116,7 @@ def test_random_processes_are_killed_at_random_moments(tmp_path):
 
 
 def test_a_process_that_hangs_in_python_ends_both(tmp_path):
-    """Its threads live on, among them those by which JAX knows it; only the watch can tell."""
+    """Its threads live on, with them its heartbeat: only the watchdog notices."""
     hang = """
         import time
         from cotnet_jax.data import pipeline

@@ -18,7 +18,7 @@ import pytest
 from helpers.damage import flip_a_bit, remove, truncate
 from helpers.processes import TrainingRun, start_python
 
-from cotnet_jax.checkpoint.checkpointer import CHECKPOINTS
+from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.training.metric_writer import read_metrics
 
 FLAGS = [
@@ -87,7 +87,7 @@ def assert_same_end(workdir, expected, steps=STEPS):
     """Bitwise the same weights, averages and optimizer, and the same figures of every step."""
 
     def arrays(workdir):
-        folder = workdir / CHECKPOINTS / str(steps)
+        folder = Workdir(workdir).checkpoints / str(steps)
         items = ("weights", "ema", "optimizer")
         return {item: ocp.PyTreeCheckpointer().restore(folder / item) for item in items}
 
@@ -105,7 +105,7 @@ def assert_same_end(workdir, expected, steps=STEPS):
 
 
 def saved_steps(workdir) -> list[int]:
-    return sorted(int(p.name) for p in (workdir / CHECKPOINTS).iterdir() if p.name.isdigit())
+    return sorted(int(p.name) for p in Workdir(workdir).checkpoints.iterdir() if p.name.isdigit())
 
 
 def group_is_gone(run) -> bool:
@@ -124,14 +124,14 @@ def test_sigterm_saves_the_step(stopped):
     saved = saved_steps(workdir)[-1]
     assert saved >= 13
     assert last_line == (
-        f"stopped by SIGTERM: step {saved} of {STEPS} is saved in {workdir / CHECKPOINTS}; "
-        "the same command goes on from there."
+        f"stopped by SIGTERM: step {saved} of {STEPS} is saved in {Workdir(workdir).checkpoints}; "
+        "the same command resumes from there."
     )
 
 
 def test_after_sigterm_the_same_command_goes_on(uninterrupted, stopped, tmp_path):
     workdir = shutil.copytree(stopped[0], tmp_path / "run")
-    assert f"Going on after step {saved_steps(workdir)[-1]} of {STEPS}." in finish(workdir)
+    assert f"Resuming after step {saved_steps(workdir)[-1]} of {STEPS}." in finish(workdir)
     assert_same_end(workdir, uninterrupted)
 
 
@@ -179,7 +179,7 @@ def test_ctrl_c_is_one_line(tmp_path):
     assert run.returncode == 130, said
     assert said.splitlines()[-1] == (
         f"interrupted. The same command goes on after the newest checkpoint in "
-        f"{tmp_path / CHECKPOINTS}."
+        f"{Workdir(tmp_path).checkpoints}."
     )
     assert "Traceback" not in said
     assert group_is_gone(run)
@@ -255,12 +255,12 @@ def killed_often(workdir, kills: int, most_steps: int, *flags, **options) -> int
 
 
 def unfinished_checkpoints(workdir) -> list[Path]:
-    return list((workdir / CHECKPOINTS).glob("*.orbax-checkpoint-tmp*"))
+    return list(Workdir(workdir).checkpoints.glob("*.orbax-checkpoint-tmp*"))
 
 
 def test_killed_at_random_and_while_writing(uninterrupted, tmp_path):
     killed_often(tmp_path, 2, 8, "--config.data.num_workers=1")
-    assert "Going on after step" in finish(tmp_path)
+    assert "Resuming after step" in finish(tmp_path)
     assert_same_end(tmp_path, uninterrupted)
 
 
@@ -277,12 +277,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 ):
     workdir = shutil.copytree(stopped[0], tmp_path / "run")
     *_, before, newest = saved_steps(workdir)
-    damage(workdir / CHECKPOINTS / str(newest))
+    damage(Workdir(workdir).checkpoints / str(newest))
     said = finish(workdir)
     assert f"step {newest}: " in said
     assert problem in said
     assert f"Using the checkpoint of step {before} instead." in said
-    assert f"Going on after step {before} of {STEPS}." in said
+    assert f"Resuming after step {before} of {STEPS}." in said
     assert_same_end(workdir, uninterrupted)
 
 

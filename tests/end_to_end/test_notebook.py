@@ -116,7 +116,7 @@ def test_with_a_checkpoint(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (images,) = (cell.source for cell in notebook.cells if "IMAGES or" in cell.source)
     china = load_sample_images().filenames[0]
-    streams, told = run(
+    streams, results = run(
         WEIGHTS=str(path),
         WORKDIR=str(tmp_path / "unused"),
         after=f"shown_before = titles\nIMAGES = [{china!r}]\n{images}\n"
@@ -125,33 +125,33 @@ def test_with_a_checkpoint(tmp_path):
     assert "weights   ema" in streams
     assert "cotnet_tiny, by names and shapes; 1000 classes" in streams
     assert "2 images of 32 x 32 pixels" in streams
-    assert told["titles"] == ["china.jpg", "flower.jpg"]
-    *top5, weights, contexts = told["drawn"]
-    check_top5(top5, told["titles"], told["names"])
+    assert results["titles"] == ["china.jpg", "flower.jpg"]
+    *top5, weights, contexts = results["drawn"]
+    check_top5(top5, results["titles"], results["names"])
     check_weights(weights, sets=2)
     check_contexts(contexts, 16, images=2)
-    check_sizes(told["drawn"])
+    check_sizes(results["drawn"])
     assert not (tmp_path / "unused").exists()
 
 
 def test_with_the_demo(tmp_path, monkeypatch):
     # It trains for long enough that some optimisation pays.
     monkeypatch.setenv("XLA_FLAGS", f"{quick.FLAGS} --xla_backend_optimization_level=1")
-    streams, told = run(WORKDIR=str(tmp_path / "run"))
+    streams, results = run(WORKDIR=str(tmp_path / "run"))
     assert "epoch 5/5 | step 110/110" in streams
     assert "ema weights of cotnet_tiny, best checkpoint" in streams
-    *top5, weights, contexts = told["drawn"]
-    likeliest = check_top5(top5, told["titles"], [str(digit) for digit in range(10)])
+    *top5, weights, contexts = results["drawn"]
+    likeliest = check_top5(top5, results["titles"], [str(digit) for digit in range(10)])
     right = [
         title.endswith(f"a {name}")
-        for title, (name, _) in zip(told["titles"], likeliest, strict=True)
+        for title, (name, _) in zip(results["titles"], likeliest, strict=True)
     ]
     assert len(right) == 6
     assert sum(right) >= 5
     assert np.mean([percent for _, percent in likeliest]) > 50
     check_weights(weights, sets=2)
     check_contexts(contexts, 16, images=3)
-    check_sizes(told["drawn"])
+    check_sizes(results["drawn"])
 
 
 def test_is_committed_with_its_outputs():

@@ -1,6 +1,5 @@
 """Options of training, on a network that compiles in a second."""
 
-import dataclasses
 import functools
 
 import jax
@@ -14,13 +13,15 @@ from helpers.small_network import Small
 from configs import default, digits
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints
 from cotnet_jax.checkpoint.train_state import TrainState
+from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.data import pipeline
 from cotnet_jax.distributed import sharding
 from cotnet_jax.training import evaluate, loop, setup
+from cotnet_jax.training import state as train_state
 from cotnet_jax.training.metric_writer import read_metrics
 from cotnet_jax.training.optimizer import ema_step_size_schedule, make_optimizer
 from cotnet_jax.training.profiler import Profiler
-from cotnet_jax.training.setup import TrainSetup
+from cotnet_jax.training.setup import EvalSetup, TrainSetup
 from cotnet_jax.training.step import make_train_step
 
 
@@ -145,8 +146,8 @@ def test_averages_follow_their_schedule():
 def test_when_to_evaluate_and_save(fields, evaluated, saved):
     config = default.get_config()
     config.update_from_flattened_dict({"epochs": 3} | fields)
-    nothing = dict.fromkeys(f.name for f in dataclasses.fields(TrainSetup))
-    run = TrainSetup(**nothing | {"config": config, "steps_per_epoch": 4})
+    evaluation = EvalSetup(config, mesh=None, model=None, eval_source=None, evaluators=())
+    run = TrainSetup(evaluation, train_source=None, steps_per_epoch=4, learning_rates=None)
     assert [step for step in range(1, 13) if run.evaluates_after(step)] == evaluated
     assert [step for step in range(1, 13) if run.saves_after(step)] == saved
 
@@ -156,12 +157,12 @@ def test_what_is_kept_is_float32_whatever_is_computed_with(dtype):
     config = digits.get_config()
     config.model.dtype = dtype
     run = setup.set_up_training(config, devices=jax.devices()[:1])
-    optimizer = make_optimizer(config.optimizer, run.rates, run.steps_per_epoch)
-    state = loop.abstract_train_state(run, optimizer)
+    optimizer = make_optimizer(config.optimizer, run.learning_rates, run.steps_per_epoch)
+    before = train_state.abstract_train_state(run, optimizer)
     batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
-    traced = loop.make_step(run, optimizer).trace(state, batch)
+    traced = loop.build_train_step(run, optimizer).trace(before, batch)
     after, metrics = traced.out_info
-    assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(lambda a: a.dtype, state)
+    assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(lambda a: a.dtype, before)
     kept = jax.tree.leaves((after.params, after.batch_stats, after.ema, metrics))
     assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32")}
     assert ("bf16" in str(traced.jaxpr)) == (dtype == "bfloat16")
@@ -190,7 +191,7 @@ def test_a_run_evaluated_by_steps(config, tmp_path):
     metrics = read_metrics(tmp_path / "metrics.jsonl")
     assert [step for step in metrics if "ema_top1" in metrics[step]] == [5, 10, 12]
     assert metrics[12]["ema_top1"] == figures["ema_top1"]
-    with open_checkpoints(tmp_path, config, read_only=True) as checkpointer:
+    with open_checkpoints(Workdir(tmp_path), config, read_only=True) as checkpointer:
         assert checkpointer.all_steps() == [5, 10, 12]
 
 
@@ -207,7 +208,7 @@ def test_any_checkpoint_is_evaluated_on_any_split(config, tmp_path, monkeypatch)
     config.data.eval_split = "train[:20]"
     assert evaluate.evaluate_only(config, None)["count"] == 20
     config.data.name, config.data.eval_split = "synthetic", "validation[:8]"
-    with pytest.raises(ValueError, match="tell 10 classes apart, but 'synthetic' has 1000"):
+    with pytest.raises(ValueError, match="the weights have 10 classes, but 'synthetic' has 1000"):
         evaluate.evaluate_only(config, None)
 
 
@@ -215,9 +216,9 @@ def test_going_on_does_not_read_the_first_weights_again(config, tmp_path, monkey
     model = Small()
     given = model.init(jax.random.key(5), jnp.zeros((1, 8, 8, 3)))
     config.init_from, config.epochs = "somewhere", 1
-    monkeypatch.setattr(loop, "load", lambda *args, **kwargs: (model, given))
+    monkeypatch.setattr(train_state, "load", lambda *args, **kwargs: (model, given))
     loop.train(config, tmp_path)
-    monkeypatch.delattr(loop, "load")
+    monkeypatch.delattr(train_state, "load")
     config.epochs = 2
     loop.train(config, tmp_path)
     assert max(read_metrics(tmp_path / "metrics.jsonl")) == 8
@@ -277,7 +278,7 @@ def test_a_profile_lies_beside_the_curves(config, tmp_path, caplog):
     config.epochs = 2
     loop.train(config, tmp_path)
     assert len(profiles(tmp_path)) == 1
-    assert "asks for steps 2 to 3, this start has 5 to 8" in caplog.text
+    assert "asks for steps 2 to 3, but this process runs steps 5 to 8" in caplog.text
 
 
 def test_a_configuration_is_tried_on_fake_images(config, tmp_path):

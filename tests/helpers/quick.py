@@ -1,10 +1,11 @@
-"""How XLA compiles in tests: quickly, since a network runs for a second and compiles for half a
-minute. Tests of what users compile ask for XLA's own choices.
+"""XLA options for tests: a network runs for a second, and would compile for half a minute.
+
+Tests of what users compile ask for USERS_OPTIONS, which are XLA's defaults.
 """
 
 from importlib import metadata
 
-# Its passes over the whole graph are run all the same.
+# At level 0, passes over the whole graph still run.
 OPTIONS = {"xla_backend_optimization_level": 0}
 USERS_OPTIONS = {"xla_backend_optimization_level": 3}
 # JAX 0.10 can emit fused loops in an older way, which compiles three times faster.

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cotnet_jax.checkpoint.checkpointer import CHECKPOINTS
+from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.training.metric_writer import read_metrics
 from helpers.processes import TrainingRun, free_address
 
@@ -80,7 +80,7 @@ def arrays(workdir, step=STEPS):
             wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             return checkpointer.restore(folder, restore_args=wanted)
 
-    folder = workdir / CHECKPOINTS / str(step)
+    folder = Workdir(workdir).checkpoints / str(step)
     return {item: read(folder / item) for item in ("weights", "ema", "optimizer")}
 
 

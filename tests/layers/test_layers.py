@@ -78,7 +78,7 @@ def test_batch_norm_of_one_value_is_a_clear_error():
         norm.init(jax.random.key(0), x)
 
 
-def test_folded_batch_norm_is_the_same_normalisation():
+def test_scale_and_shift_of_a_batch_norm_are_the_same_normalisation():
     x = jnp.asarray(RANDOM.standard_normal((2, 3, 3, 5)), jnp.float32)
     variables = BatchNorm().init(jax.random.key(0), x)
     variables = jax.tree.map(lambda a: a + RANDOM.random(a.shape, np.float32), variables)
@@ -132,21 +132,21 @@ def test_a_layer_with_frozen_batch_norms_trains_as_it_infers(fused):
     )
 
 
-def test_tap_group_norm_is_a_group_norm_over_taps_and_pixels():
+def test_weight_group_norm_is_a_group_norm_over_kernel_positions_and_pixels():
     weights = jnp.asarray(RANDOM.standard_normal((2, 4, 5, 2, 9, 3)), jnp.float32)
     size = 2 * 9 * 3
     scale, bias = (jnp.asarray(RANDOM.standard_normal(size), jnp.float32) for _ in range(2))
     ours = WeightGroupNorm().apply({"params": {"scale": scale, "bias": bias}}, weights)
 
-    def taps_inside(array):
-        """Channel order of the usual layout: a group's channels, here its taps, are neighbours."""
+    def positions_last(array):
+        """GroupNorm's order of channels: those of a group, here kernel positions, are adjacent."""
         return jnp.swapaxes(array.reshape(*array.shape[:-1], 2, 9, 3), -1, -2).reshape(array.shape)
 
-    flat = taps_inside(weights.reshape(2, 4, 5, size))
-    usual = {"scale": taps_inside(scale), "bias": taps_inside(bias)}
+    flat = positions_last(weights.reshape(2, 4, 5, size))
+    usual = {"scale": positions_last(scale), "bias": positions_last(bias)}
     expected = nn.GroupNorm(num_groups=6, epsilon=1e-5).apply({"params": usual}, flat)
     np.testing.assert_allclose(
-        taps_inside(ours.reshape(2, 4, 5, size)), expected, rtol=1e-4, atol=1e-5
+        positions_last(ours.reshape(2, 4, 5, size)), expected, rtol=1e-4, atol=1e-5
     )
 
 

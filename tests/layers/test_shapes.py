@@ -28,7 +28,7 @@ class Halving(nn.Module):
 
 
 def test_an_argument_of_another_shape_is_caught():
-    with pytest.raises(MISMATCH, match=r"'x'.*f32\[4,4,3\]"):
+    with pytest.raises(MISMATCH, match=r"parameter 'x'"):
         pooling.blur_pool(jnp.zeros((4, 4, 3)), 2)
     with pytest.raises(MISMATCH):
         cotnet_jax.CoTLayer().init(jax.random.key(0), jnp.zeros((4, 4, 16)))

@@ -1,4 +1,4 @@
-"""What a look inside shows is what the layer computed."""
+"""The contexts and weights that cot_contexts returns are those that the layer computed."""
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +15,30 @@ def test_a_layers_result_follows_from_its_contexts(groups):
     x = jax.random.normal(jax.random.key(0), (2, 5, 4, 32))
     variables = layer.init(jax.random.key(1), x)
     result, layers = cot_contexts(layer, variables, x)
-    (inside,) = layers.values()
+    (contexts,) = layers.values()
     np.testing.assert_allclose(result, layer.apply(variables, x), rtol=1e-4, atol=1e-5)
-    share = inside.share[:, None, None]
-    assert inside.share.shape == (2, 32)
-    expected = share * inside.dynamic + (1 - share) * inside.static
+    share = contexts.share[:, None, None]
+    assert contexts.share.shape == (2, 32)
+    expected = share * contexts.dynamic + (1 - share) * contexts.static
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
-    assert inside.weights.shape == (2, 5, 4, groups, 3, 3, 32 // 8 // groups)
+    assert contexts.weights.shape == (2, 5, 4, groups, 3, 3, 32 // 8 // groups)
 
 
 def test_the_weights_sum_a_pixels_surroundings():
     layer = cotnet_jax.CoTLayer()
     x = jax.random.normal(jax.random.key(0), (2, 5, 4, 32))
     variables = layer.init(jax.random.key(1), x)
-    (inside,) = cot_contexts(layer, variables, x)[1].values()
+    (contexts,) = cot_contexts(layer, variables, x)[1].values()
     # Statistics are still 0 and 1: each batch norm divides by sqrt(1 + epsilon) alone.
     scale = 1 / np.sqrt(1 + 1e-5)
     values = scale * x @ variables["params"]["value_conv"]["kernel"][0, 0]
     # Channel 9 has the weights at index 9 mod 4; the value up left of a pixel comes first.
     around = jnp.pad(values[1, :, :, 9], 1)[2:5, 1:4]
-    total = scale * jnp.sum(inside.weights[1, 2, 1, 0, :, :, 1] * around)
-    np.testing.assert_allclose(inside.dynamic[1, 2, 1, 9], jax.nn.silu(total), rtol=1e-4)
+    total = scale * jnp.sum(contexts.weights[1, 2, 1, 0, :, :, 1] * around)
+    np.testing.assert_allclose(contexts.dynamic[1, 2, 1, 9], jax.nn.silu(total), rtol=1e-4)
 
 
-def test_layers_are_sorted_natural_order():
+def test_layers_are_in_natural_order():
     names = ["stage1_block10/cot", "stage1_block9/cot", "stage0_block11/cot"]
     assert sorted(names, key=_natural_order) == [names[2], names[1], names[0]]
 

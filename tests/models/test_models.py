@@ -1,4 +1,4 @@
-"""The network: sizes, initial weights, shapes, and what has no golden figures."""
+"""The network: sizes, initial weights, shapes, and what has no reference values."""
 
 import functools
 
@@ -232,16 +232,16 @@ def test_the_model_gives_the_same_logits_through_nnx(tiny):
     np.testing.assert_array_equal(module(images), model.apply(bridged, images))
 
 
-def test_intermediates_show_a_layer_inside(tiny):
+def test_intermediates_of_a_cot_layer(tiny):
     model, variables, images = tiny
-    look = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
-    _, state = look(variables, images)
-    inside = state["intermediates"]["stage1_block0"]["cot"]
-    weights = inside["aggregation_weights"][0]
+    apply = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    _, state = apply(variables, images)
+    layer = state["intermediates"]["stage1_block0"]["cot"]
+    weights = layer["aggregation_weights"][0]
     assert weights.shape == (2, 16, 16, 1, 9, 2)
     # Group normalisation with its initial scale and bias.
     np.testing.assert_allclose(np.mean(weights, (1, 2, 4)), 0, atol=1e-5)
-    assert inside["static"][0].shape == inside["dynamic"][0].shape == (2, 16, 16, 16)
+    assert layer["static"][0].shape == layer["dynamic"][0].shape == (2, 16, 16, 16)
 
 
 def test_a_cot_layer_stands_in_for_a_convolution():

@@ -1,4 +1,4 @@
-"""Figures of a run on disk, and evaluation's counts."""
+"""A run's metrics on disk, and the counts of an evaluation."""
 
 import json
 import struct
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.training.metric_writer import MetricWriter, read_metrics
 from cotnet_jax.training.metrics import evaluation_counts
 
@@ -25,7 +26,7 @@ def read_events(folder):
 
 
 def test_scalars_reach_both_files(tmp_path):
-    with MetricWriter(tmp_path / "run") as writer:
+    with MetricWriter(Workdir(tmp_path / "run")) as writer:
         writer.write_scalars(1, {"loss": jnp.float32(0.5), "top1": np.float64(2)})
         writer.write_scalars(2, {"loss": float("nan")})
         writer.write_text(2, "note", "**bold**")
@@ -46,31 +47,31 @@ def test_scalars_reach_both_files(tmp_path):
     assert any(tag.startswith("note") for _, tag in values)
 
 
-def test_a_resumed_run_appends_and_the_last_figure_counts(tmp_path):
+def test_a_resumed_run_appends_and_the_last_value_counts(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with MetricWriter(tmp_path) as writer:
+    with MetricWriter(Workdir(tmp_path)) as writer:
         for step in (10, 20, 30):
             writer.write_scalars(step, {"loss": step})
     with path.open("a") as file:
         file.write('{"step": 40, "loss": 4')  # killed in the middle of a line
-    with MetricWriter(tmp_path, resume_step=20) as writer:
+    with MetricWriter(Workdir(tmp_path), resume_step=20) as writer:
         writer.write_scalars(30, {"loss": 33})
         writer.write_scalars(30, {"top1": 0.5})
-    figures = read_metrics(path)
-    assert list(figures) == [10, 20, 30]
-    assert figures[20]["loss"] == 20
-    assert figures[30]["loss"] == 33
-    assert figures[30]["top1"] == 0.5
+    metrics = read_metrics(path)
+    assert list(metrics) == [10, 20, 30]
+    assert metrics[20]["loss"] == 20
+    assert metrics[30]["loss"] == 33
+    assert metrics[30]["top1"] == 0.5
     assert len(path.read_text().splitlines()) == 6
     restarts = [e.step for e in read_events(tmp_path / "tensorboard") if e.HasField("session_log")]
     assert sorted(restarts) == [1, 21]
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
-    with MetricWriter(tmp_path / "off", enabled=False) as writer:
+    with MetricWriter(Workdir(tmp_path / "off"), enabled=False) as writer:
         writer.write_scalars(1, {"loss": 1.0})
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with MetricWriter(tmp_path / "other") as writer:
+    with MetricWriter(Workdir(tmp_path / "other")) as writer:
         writer.write_scalars(1, {"loss": 1.0})
         writer.write_text(1, "note", "text")
         writer.flush()
@@ -80,10 +81,10 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
 def test_a_failed_write_says_where_and_what_to_do(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"metrics to .*file.*--workdir"):
-        MetricWriter(tmp_path / "file")
+        MetricWriter(Workdir(tmp_path / "file"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.jsonl").symlink_to("/dev/full")
-    writer = MetricWriter(tmp_path / "run")
+    writer = MetricWriter(Workdir(tmp_path / "run"))
     with writer, pytest.raises(OSError, match=r"metrics.jsonl: No space left"):
         writer.write_scalars(1, {"loss": 1.0})
 

@@ -21,37 +21,34 @@ def lines(monkeypatch):
     return lines
 
 
-def run(progress, clock, steps, *, step_seconds=1.0, wait_seconds=0.0, aside_every=None):
-    def batches():
-        for _ in range(steps):
-            clock.now += wait_seconds
-            yield None
-
+def run(progress, clock, steps, *, step_seconds=1.0, wait_seconds=0.0, pause_every=None):
     reports = {}
     first = True
-    for _ in progress.waiting_for(batches()):
+    for _ in range(steps):
+        with progress.waiting_for_data():
+            clock.now += wait_seconds
         clock.now += step_seconds + (50.0 if first and progress._first_step else 0.0)
         first = False
         report = progress.after_step({"loss": jnp.float32(1.5), "learning_rate": 0.1})
         if report:
             reports[progress.step] = report
-        if aside_every and progress.step % aside_every == 0:
-            with progress.aside():
+        if pause_every and progress.step % pause_every == 0:
+            with progress.paused():
                 clock.now += 20.0
     return reports
 
 
-def test_rates_leave_out_compilation_and_asides(lines):
+def test_rates_leave_out_compilation_and_pauses(lines):
     clock = Clock()
     progress = Progress(
         total_steps=40,
         steps_per_epoch=10,
         batch_size=64,
         every_steps=4,
-        steps_per_aside=10,
+        steps_per_eval=10,
         clock=clock,
     )
-    reports = run(progress, clock, 20, step_seconds=0.75, wait_seconds=0.25, aside_every=10)
+    reports = run(progress, clock, 20, step_seconds=0.75, wait_seconds=0.25, pause_every=10)
     assert list(reports) == [4, 8, 12, 16, 20]
     for report in reports.values():
         assert report["images_per_second"] == pytest.approx(64)
@@ -74,11 +71,11 @@ def test_the_time_left_counts_evaluations_and_saves(lines):
         steps_per_epoch=10,
         batch_size=1,
         every_steps=10,
-        steps_per_aside=20,
+        steps_per_eval=20,
         clock=clock,
     )
     # 20 s each after steps 10 (a save), 20 (an evaluation) and 30.
-    reports = run(progress, clock, 40, aside_every=10)
+    reports = run(progress, clock, 40, pause_every=10)
     assert reports[20]["seconds_left"] == pytest.approx(20)
     assert reports[30]["seconds_left"] == pytest.approx(10 + 40)
 
@@ -90,7 +87,7 @@ def test_the_time_left_is_smoothed(lines):
         steps_per_epoch=100,
         batch_size=1,
         every_steps=10,
-        steps_per_aside=100,
+        steps_per_eval=100,
         clock=clock,
     )
     assert run(progress, clock, 10)[10]["seconds_left"] == pytest.approx(90)
@@ -106,7 +103,7 @@ def test_resumed_runs_count_on_and_the_last_step_always_has_a_line(lines):
         steps_per_epoch=10,
         batch_size=1,
         every_steps=10,
-        steps_per_aside=10,
+        steps_per_eval=10,
         start_step=19,
         clock=clock,
     )

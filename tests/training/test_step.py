@@ -9,9 +9,10 @@ PRELUDE = """
     import dataclasses, json, sys
     import jax, jax.numpy as jnp, numpy as np
     from configs import digits
-    from cotnet_jax.training import loop, step
+    from cotnet_jax.training.loop import build_train_step
     from cotnet_jax.training.optimizer import make_optimizer
     from cotnet_jax.training.setup import set_up_training
+    from cotnet_jax.training.state import abstract_train_state, create_train_state
 
     def steps(devices, count=5, **changes):
         '''Parameters' values after so many float64 steps on one batch of noise a step.
@@ -30,10 +31,11 @@ PRELUDE = """
         # Two stages have every kind of layer, and compile in half the time.
         variant = dataclasses.replace(setup.model.variant, blocks=(1, 1, 0, 0))
         model = setup.model.clone(variant=variant, dtype=jnp.float64, param_dtype=jnp.float64)
-        setup = dataclasses.replace(setup, model=model)
-        optimizer = make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
-        state = loop.create_train_state(setup, optimizer)
-        step = loop.make_step(setup, optimizer)
+        evaluation = dataclasses.replace(setup.eval, model=model)
+        setup = dataclasses.replace(setup, eval=evaluation)
+        optimizer = make_optimizer(config.optimizer, setup.learning_rates, setup.steps_per_epoch)
+        state = create_train_state(setup, optimizer)
+        step = build_train_step(setup, optimizer)
         random = np.random.default_rng(0)
         for _ in range(count):
             batch = {
@@ -101,10 +103,10 @@ def lowered():
 
     config = digits.get_config()
     setup = set_up_training(config)
-    optimizer = make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
-    state = loop.abstract_train_state(setup, optimizer)
+    optimizer = make_optimizer(config.optimizer, setup.learning_rates, setup.steps_per_epoch)
+    state = abstract_train_state(setup, optimizer)
     batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}
-    step = loop.make_step(setup, optimizer).trace(state, batch)
+    step = build_train_step(setup, optimizer).trace(state, batch)
 
     text = step.lower().compile().as_text()
     names = ("all-gather", "all-to-all", "collective-permute", "all-reduce")

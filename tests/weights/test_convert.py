@@ -304,7 +304,7 @@ def test_former_options_are_named():
     )
     result = run_command("--weights=ema", "--output=x")
     assert result.stderr == (
-        "error: --weights: must be the path of the weights; which of them is --kind=ema\n"
+        "error: --weights: must be the path of the weights; choose their kind by --kind=ema\n"
     )
 
 
@@ -336,13 +336,13 @@ def golden_checkpoint(tmp_path, model, seed):
     return path
 
 
-def relative_error_of_logits(folder, figures, dtype):
+def relative_error_of_logits(folder, expected, dtype):
     with jax.enable_x64(dtype == "float64"):
         dtype = jnp.dtype(dtype)
         model, variables = loading.load(folder, dtype=dtype, param_dtype=dtype)
-        images = golden.images(int(figures["seed"]) + 1, figures["input_shape"]).astype(dtype)
+        images = golden.images(int(expected["seed"]) + 1, expected["input_shape"]).astype(dtype)
         logits = jax.jit(model.apply)(variables, images)
-        return golden.relative_error(logits, figures["logits"])
+        return golden.relative_error(logits, expected["logits"])
 
 
 # Linux keeps the peak of the process itself there; getrusage's is at least that of its parent.
@@ -361,10 +361,10 @@ finally:
 
 
 def test_cotnet50_by_the_command(tmp_path):
-    """Also in under 600 MB, where that can be told."""
+    """Also in under 600 MB, where that can be measured."""
     with np.load(golden.GOLDENS / "forward" / "cotnet50_224x224.npz") as file:
-        figures = dict(file)
-    path = golden_checkpoint(tmp_path, "cotnet50", int(figures["seed"]))
+        expected = dict(file)
+    path = golden_checkpoint(tmp_path, "cotnet50", int(expected["seed"]))
     result = subprocess.run(
         [sys.executable, "-c", MEASURED, f"--weights={path}", f"--output={tmp_path / 'out'}"],
         capture_output=True,
@@ -378,20 +378,20 @@ def test_cotnet50_by_the_command(tmp_path):
     megabytes, seconds = map(float, measured.split()[1:])
     assert megabytes < 600
     print(f"{megabytes:.0f} MB, {seconds:.1f} s")
-    assert relative_error_of_logits(tmp_path / "out", figures, "float32") <= 5e-6
+    assert relative_error_of_logits(tmp_path / "out", expected, "float32") <= 5e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", golden.golden_files("forward"), ids=lambda file: file.stem)
 def test_logits_of_every_golden(tmp_path, file):
     with np.load(file) as arrays:
-        figures = dict(arrays)
+        expected = dict(arrays)
     model = golden.model_of(file)
-    path = golden_checkpoint(tmp_path, model, int(figures["seed"]))
+    path = golden_checkpoint(tmp_path, model, int(expected["seed"]))
     convert_quietly(path, tmp_path / "out")
     assert loading.read_weights(tmp_path / "out").model == model
-    assert relative_error_of_logits(tmp_path / "out", figures, "float32") <= 5e-6
-    assert relative_error_of_logits(tmp_path / "out", figures, "float64") <= 1e-9
+    assert relative_error_of_logits(tmp_path / "out", expected, "float32") <= 5e-6
+    assert relative_error_of_logits(tmp_path / "out", expected, "float64") <= 1e-9
 
 
 @pytest.mark.slow

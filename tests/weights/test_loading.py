@@ -159,7 +159,9 @@ def test_workdir_back_to_torch(tmp_path, workdir):
 
 
 def test_unusable_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file or folder .*/none; give a folder made by"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no file or folder .*/none; give a folder made by"
+    ):
         loading.load(tmp_path / "none")
     with pytest.raises(ValueError, match="neither a folder made by convert_torch_weights"):
         loading.load(tmp_path)

@@ -12,9 +12,11 @@ from helpers import golden
 import cotnet_jax
 from configs import digits
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints
-from cotnet_jax.training.loop import abstract_train_state, train
+from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.training.loop import train
 from cotnet_jax.training.optimizer import make_optimizer
 from cotnet_jax.training.setup import set_up_training
+from cotnet_jax.training.state import abstract_train_state
 
 FILES = golden.GOLDENS / "old_formats"
 EXPECTED = json.loads((FILES / "expected.json").read_text())
@@ -70,8 +72,8 @@ def test_one_step_of_a_workdir(workdir, kind):
 
 def test_train_state_of_a_workdir(workdir, config):
     setup = set_up_training(config)
-    optimizer = make_optimizer(config.optimizer, setup.rates, setup.steps_per_epoch)
-    with open_checkpoints(workdir, config) as checkpointer:
+    optimizer = make_optimizer(config.optimizer, setup.learning_rates, setup.steps_per_epoch)
+    with open_checkpoints(Workdir(workdir), config) as checkpointer:
         state = checkpointer.restore_latest(abstract_train_state(setup, optimizer))
     assert int(state.step) == WORKDIR["state"]["step"]
     assert digests(state) == WORKDIR["state"]["arrays"]
@@ -81,5 +83,5 @@ def test_train_state_of_a_workdir(workdir, config):
 def test_the_run_continues(workdir, config):
     metrics = train(config, workdir)
     assert metrics["count"] == 8
-    with open_checkpoints(workdir, config, read_only=True) as checkpointer:
+    with open_checkpoints(Workdir(workdir), config, read_only=True) as checkpointer:
         assert checkpointer.latest_step() == WORKDIR["state"]["step"] + 1

@@ -552,7 +552,7 @@ def test_damaged_value_is_noticed(tmp_path):
 
 
 def test_exchanged_members_are_noticed(tmp_path):
-    """The same checksums, in another place: only the file's fingerprint tells."""
+    """The same checksums, in another place: only the file's fingerprint differs."""
     path = tmp_path / "swapped.pth"
     with zipfile.ZipFile(FOLDER / ZIP) as old, zipfile.ZipFile(path, "w") as new:
         members = {info.filename: old.read(info) for info in old.infolist()}

@@ -45,7 +45,7 @@ def print_report(report: Mapping[str, Any], output: Path, imagenet_dir: Path | N
     """Print the report and the command that trains on the dataset.
 
     Args:
-      report: of ``make_report``.
+      report: from ``make_report``.
       output: the dataset's folder.
       imagenet_dir: the folder in which TFDS finds the dataset by ImageNet's name; None if the
         dataset is not ImageNet and is found by its folder.

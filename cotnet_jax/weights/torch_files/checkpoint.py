@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,8 +18,7 @@ EMA_KEYS = ("state_dict_ema", "model_ema")
 PREFIX = "module."
 _LISTED = 20
 
-
-# Kinds of weights: their EMA (exponential moving average), or the trained ones themselves.
+# Kinds of weights: their EMA (exponential moving average), or the trained weights themselves.
 Kind = Literal["ema", "raw"]
 
 
@@ -119,7 +118,7 @@ def _state_dicts(value, metadata):
     """Return {"raw" or "ema": (key in the file or None, entries)}."""
     if type(value) is not dict:
         return {}
-    found = {}
+    found: dict[str, tuple[str | None, dict[Any, Any]]] = {}
     for kind, keys in (("raw", RAW_KEYS), ("ema", EMA_KEYS)):
         for key in keys:
             if kind not in found and _is_state_dict(value.get(key)):
@@ -146,7 +145,7 @@ def _strip(entries, path):
         tensors[short] = entry
     if twice:
         raise TorchFileError(
-            f"{path}: names that are there with and without '{PREFIX}': {_shorten(twice)}"
+            f"{path}: names that occur with and without '{PREFIX}': {_shorten(twice)}"
         )
     return tensors, others
 

@@ -1,5 +1,7 @@
 """Inert objects: stand-ins for the classes and functions that a pickle names, never run."""
 
+from typing import Any
+
 _LONGEST_NAME = 120
 
 
@@ -39,9 +41,9 @@ class InertObject:
         self.source = source
         self.args = args
         self.kwargs = kwargs
-        self.states = []
-        self.items = {}
-        self.elements = []
+        self.states: list[Any] = []
+        self.items: dict[Any, Any] = {}
+        self.elements: list[Any] = []
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ that of CPython's ``Lib/pickletools.py``.
 import io
 import pickletools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from cotnet_jax.weights.torch_files.errors import TorchFileError
 from cotnet_jax.weights.torch_files.inert import InertGlobal, InertObject, printable
@@ -85,9 +86,9 @@ class PickleMachine:
         Raises:
           TorchFileError: the pickle is damaged, or exceeds the limits of this module.
         """
-        self._stack = []
-        self._marks = []
-        self._memo = {}
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[Any, Any] = {}
         position = stream.tell()
         try:
             for opcode, argument, at in pickletools.genops(stream):
@@ -107,7 +108,7 @@ class PickleMachine:
             what = printable(str(error)) or type(error).__name__
             raise TorchFileError(f"pickle damaged at or after byte {position}: {what}") from None
         finally:
-            self._stack = self._marks = self._memo = None
+            del self._stack, self._marks, self._memo
 
     def _spend(self, steps):
         self._steps += steps

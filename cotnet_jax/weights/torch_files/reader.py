@@ -4,6 +4,7 @@ import dataclasses
 import mmap
 import os
 import pathlib
+from typing import Any
 
 from cotnet_jax.weights.torch_files.errors import TorchFileError
 from cotnet_jax.weights.torch_files.legacy_format import read_legacy
@@ -37,7 +38,7 @@ class TorchFile:
 
     path: str
     format: str
-    value: object
+    value: Any
     inert: tuple[str, ...] = ()
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 

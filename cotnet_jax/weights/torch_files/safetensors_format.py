@@ -32,7 +32,7 @@ _NAMES = {
 
 
 class SafeTensor:
-    """A tensor of a safetensors file, read when used; attributes as of TorchTensor."""
+    """A tensor of a safetensors file, read when used; attributes as in TorchTensor."""
 
     __slots__ = ("_file", "_name", "dtype", "shape")
 

@@ -67,7 +67,7 @@ class Storage:
         self.nbytes = nbytes
         self.itemsize = itemsize
         self.swapped = False
-        self.read: Callable[[], np.ndarray] | None = None
+        self.read: Callable[[], np.ndarray]
 
 
 class TypedStorage:
@@ -84,7 +84,7 @@ class TorchTensor:
     """A strided view of a storage that is known to fit it; the values are read when used.
 
     Attributes:
-      shape: as of an array.
+      shape: a tuple, as an array's.
       dtype: NumPy dtype; bfloat16 and float8 are those of ml_dtypes.
       strides, offset: in elements.
     """

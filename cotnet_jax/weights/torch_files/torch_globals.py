@@ -24,10 +24,12 @@ def _tensor_v2(args, spend):
 
 
 def _tensor_v3(args, spend):
-    *view, _, _, dtype, metadata = _arguments(args, 7, 8, "_rebuild_tensor_v3")
+    source, offset, shape, strides, _, _, dtype, metadata = _arguments(
+        args, 7, 8, "_rebuild_tensor_v3"
+    )
     if not isinstance(dtype, Constant) or not isinstance(dtype.value, np.dtype) or metadata:
         return NotImplemented
-    return make_tensor(*view, dtype.value)
+    return make_tensor(source, offset, shape, strides, dtype.value)
 
 
 def _parameter(args, spend):
@@ -103,7 +105,7 @@ def _table():
         "torch._utils._rebuild_parameter_with_state": _parameter,
         "torch._tensor._rebuild_from_type_v2": _subclass,
     }
-    table = {name: Known(name, build) for name, build in known.items()}
+    table: dict[str, Known | Constant] = {name: Known(name, build) for name, build in known.items()}
     constants = {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
     for storage, dtype in STORAGE_TYPES.items():
         for module in ("torch", "torch.cuda", "torch.storage"):

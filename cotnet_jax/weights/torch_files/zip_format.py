@@ -74,7 +74,7 @@ class _Archive:
                 f"the zip directory is damaged or cut off ({printable(str(error))}); "
                 "is the download complete?"
             ) from None
-        self.members = {}
+        self.members: dict[str, zipfile.ZipInfo] = {}
         roots = [i.filename[: -len("data.pkl")] for i in infos if i.filename.endswith("/data.pkl")]
         roots = [root for root in roots if root.count("/") == 1]
         if len(roots) != 1:

@@ -1,0 +1,85 @@
+"""The train state before the first step, and its shapes."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from cotnet_jax.checkpoint.checkpointer import weight_kinds
+from cotnet_jax.checkpoint.train_state import TrainState
+from cotnet_jax.distributed import sharding
+from cotnet_jax.training.setup import TrainSetup
+from cotnet_jax.weights.loading import load
+
+
+def create_train_state(setup: TrainSetup, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the state before the first step, replicated over the devices.
+
+    Its weights are those of config.init_from, or random. They are made on the CPU, whatever the
+    devices: there so many small programs compile fastest, and the same seed gives the same weights.
+    """
+    config = setup.config
+    from_variables = functools.partial(_initial_state, config, optimizer)
+    with jax.default_device(sharding.host_device()):
+        if config.init_from:
+            _, variables = load(
+                config.init_from,
+                num_classes=setup.model.num_classes,
+                kind=config.init_kind or None,
+                model=config.model.name,
+            )
+            state = _jit_once(from_variables)(variables)
+        else:
+            init = setup.model.init
+            state = _jit_once(lambda *args: from_variables(init(*args)))(*_init_arguments(setup))
+    return sharding.replicate(setup.mesh, state)
+
+
+def abstract_train_state(setup: TrainSetup, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the state's shapes, dtypes and shardings as ``jax.ShapeDtypeStruct``s.
+
+    Nothing is computed or read.
+    """
+    variables = jax.eval_shape(setup.model.init, *_init_arguments(setup))
+    from_variables = functools.partial(_initial_state, setup.config, optimizer)
+    return sharding.replicate_abstract(setup.mesh, jax.eval_shape(from_variables, variables))
+
+
+def weights_of(state: TrainState) -> dict[str, dict]:
+    """Return {"raw": variables} and, where there is an EMA, {"ema": variables}."""
+    weights = {"raw": {"params": state.params, "batch_stats": state.batch_stats}}
+    if state.ema is not None:
+        weights["ema"] = state.ema
+    return weights
+
+
+def _initial_state(
+    config: ml_collections.ConfigDict,
+    optimizer: optax.GradientTransformation,
+    variables: Mapping[str, Any],
+) -> TrainState:
+    _, run_key = jax.random.split(jax.random.key(config.seed))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        ema=jax.tree.map(jnp.copy, variables) if "ema" in weight_kinds(config) else None,
+        opt_state=optimizer.init(variables["params"]),
+        key=jax.random.key_data(run_key),
+    )
+
+
+def _init_arguments(setup: TrainSetup) -> tuple[jax.Array, jax.Array]:
+    """Return the key and the images for ``model.init``."""
+    init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
+    size = setup.config.data.image_size
+    return init_key, jnp.zeros((1, size, size, 3))
+
+
+def _jit_once(function):
+    """Compile what runs only once, without optimising it, which takes longer than it saves."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})

@@ -1,0 +1,214 @@
+"""The services around the training loop: resuming, saving, evaluating, logging, stopping."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from absl import logging
+
+from cotnet_jax.checkpoint.checkpointer import open_checkpoints
+from cotnet_jax.checkpoint.train_state import TrainState
+from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.distributed.preemption import PreemptedError, PreemptionHandler
+from cotnet_jax.distributed.sharding import prefetch_to_device
+from cotnet_jax.distributed.watchdog import Watchdog, exit_if_peer_lost
+from cotnet_jax.training.evaluate import EvalLoop
+from cotnet_jax.training.metric_writer import MetricWriter
+from cotnet_jax.training.profiler import Profiler
+from cotnet_jax.training.progress import Progress
+from cotnet_jax.training.setup import TrainSetup
+from cotnet_jax.training.state import weights_of
+
+
+class DivergedError(RuntimeError):
+    """A loss was not finite."""
+
+
+class Trainer:
+    """Own all that a run needs besides its train step; ``loop.train`` shows how it is used.
+
+    A context manager, whose exit finishes the write under way and ends all threads and workers.
+
+    Args:
+      setup: what the configuration resolves to.
+      workdir: the run's folder.
+
+    Attributes:
+      step: steps done.
+    """
+
+    def __init__(self, setup: TrainSetup, workdir: Workdir):
+        self.setup = setup
+        self.workdir = workdir
+        self.step = 0
+        self._losses: dict[int, jax.Array] = {}
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> "Trainer":
+        setup = self.setup
+        with contextlib.ExitStack() as stack:
+            self._preemption = stack.enter_context(PreemptionHandler(setup.mesh))
+            self._watchdog = stack.enter_context(Watchdog(setup.config.distributed))
+            self._checkpointer = stack.enter_context(open_checkpoints(self.workdir, setup.config))
+            self._eval_loop = stack.enter_context(EvalLoop(setup.eval, self._watchdog))
+            # Runs before the checkpointer's exit, which would wait for a process that is gone.
+            stack.push(exit_if_peer_lost)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> bool | None:
+        return self._stack.__exit__(*exception)
+
+    def restore(self, state: TrainState) -> TrainState:
+        """Return the state of the newest checkpoint, or ``state`` where there is none.
+
+        Args:
+          state: the state before the first step, or its shapes where there are checkpoints.
+        """
+        restored = self._checkpointer.restore_latest(state)
+        state = state if restored is None else restored
+        self.step = int(state.step)
+        self._writer = self._stack.enter_context(MetricWriter(self.workdir, resume_step=self.step))
+        if self.step:
+            logging.info("Resuming after step %d of %d.", self.step, self.setup.total_steps)
+        return state
+
+    def missed_evaluation(self) -> bool:
+        """Return whether the restored step was saved, but not evaluated as it should have been."""
+        return bool(
+            self.step
+            and self.setup.evaluates_after(self.step)
+            and not self._checkpointer.metrics(self.step)
+        )
+
+    def batches(self) -> Iterator[dict]:
+        """Yield the batches of the steps that are left, on the devices."""
+        setup, first_step = self.setup, self.step
+        self._progress = Progress(
+            total_steps=setup.total_steps,
+            steps_per_epoch=setup.steps_per_epoch,
+            batch_size=setup.config.batch_size,
+            every_steps=setup.config.log_every_steps,
+            steps_per_eval=setup.steps_per_eval,
+            start_step=first_step,
+        )
+        self._profiler = self._stack.enter_context(
+            Profiler(
+                self.workdir.tensorboard,
+                setup.config.profile,
+                start_step=first_step,
+                total_steps=setup.total_steps,
+            )
+        )
+        batches = self._stack.enter_context(contextlib.closing(setup.train_batches(first_step)))
+        batches = itertools.islice(batches, setup.total_steps - first_step)
+        batches = prefetch_to_device(setup.mesh, batches)
+        # The first step is compiled.
+        self._watchdog.extend()
+        while True:
+            with self._progress.waiting_for_data():
+                batch = next(batches, None)
+            if batch is None:
+                break
+            yield batch
+            self._watchdog.reset()
+        self._watchdog.extend()
+
+    @contextlib.contextmanager
+    def profiled_step(self) -> Iterator[None]:
+        """Wrap one call of the train step, to show it in a profile."""
+        self._profiler.before_step(self.step + 1)
+        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+            yield
+
+    def finish_step(self, metrics: dict[str, jax.Array]) -> None:
+        """Count a step; every config.log_every_steps steps, log and write its metrics.
+
+        Args:
+          metrics: "loss" and other scalars of the train step, on the devices.
+
+        Raises:
+          DivergedError: a loss since the last line was not finite.
+        """
+        learning_rate = self.setup.learning_rate(self.step)
+        self._losses[self.step] = metrics["loss"]
+        self.step += 1
+        self._profiler.after_step(self.step, metrics)
+        assert self._progress is not None
+        line = self._progress.after_step({**metrics, "learning_rate": learning_rate})
+        if line:
+            self._check_losses()
+            self._writer.write_scalars(self.step, line)
+
+    def save(self, state: TrainState) -> None:
+        """Save the state after this step."""
+        with self._paused():
+            self._watchdog.extend()
+            self._check_losses()
+            self._checkpointer.save(state)
+
+    def save_and_evaluate(self, state: TrainState) -> dict[str, float]:
+        """Save the state after this step, and evaluate its weights.
+
+        Returns:
+          The evaluation's metrics, which are saved with the step.
+
+        Raises:
+          PreemptedError: SIGTERM came during the evaluation; the step is saved.
+        """
+        with self._paused():
+            self._watchdog.extend()
+            self._check_losses()
+            # Saved first: whatever stops the run during the evaluation costs only the evaluation.
+            self._checkpointer.save(state)
+            metrics = self._eval_loop.run(weights_of(state), after_batch=self._stop_if_preempted)
+            self._writer.write_scalars(self.step, metrics)
+            self._checkpointer.save(state, metrics)
+        return metrics
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Evaluate weights without saving anything."""
+        return self._eval_loop.run(weights_of(state))
+
+    def should_stop(self) -> bool:
+        """Return whether the run is preempted; every process calls this once per step."""
+        return self._preemption.should_stop()
+
+    def stop(self) -> None:
+        """End a preempted run, whose last step is saved.
+
+        Raises:
+          PreemptedError: always.
+        """
+        self._watchdog.extend()
+        self._checkpointer.wait()
+        raise PreemptedError(
+            f"step {self.step} of {self.setup.total_steps} is saved in "
+            f"{self._checkpointer.directory}; the same command resumes from there."
+        )
+
+    def _paused(self) -> contextlib.AbstractContextManager[None]:
+        """Leave the time inside out of the progress; before the first step there is none."""
+        return self._progress.paused() if self._progress else contextlib.nullcontext()
+
+    def _stop_if_preempted(self) -> None:
+        if self._preemption.should_stop():
+            self.stop()
+
+    def _check_losses(self) -> None:
+        """Raise DivergedError at the first loss since the last call that is not finite."""
+        for step, loss in jax.device_get(self._losses).items():
+            if not np.isfinite(loss):
+                last = self._checkpointer.latest_step()
+                saved = (
+                    "No checkpoint was saved yet" if last is None else f"Checkpoint {last} is good"
+                )
+                raise DivergedError(
+                    f"the loss of step {step + 1} is {loss} at learning rate "
+                    f"{self.setup.learning_rate(step):.4g}. {saved} in "
+                    f"{self._checkpointer.directory}. Try a lower --config.schedule.peak or "
+                    "--config.optimizer.clip_norm=1."
+                )
+        self._losses.clear()
