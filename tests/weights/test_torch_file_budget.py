@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from helpers import golden
 from helpers import torch_file_builder as build
+from helpers.torch_file_fuzz import memory
 
 from cotnet_jax.weights import loading, name_map, torch_files
 from cotnet_jax.weights.folder import WeightsError
@@ -37,19 +38,15 @@ def read(path):
 
 def refused(path, message):
     """Check that a file is refused in little time and memory."""
-    tracemalloc.start()
+    before = memory(reset_peak=True)
     start = time.process_time()
-    try:
-        with pytest.raises(TorchFileError, match=message) as error:
-            read(path)
-        seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    with pytest.raises(TorchFileError, match=message) as error:
+        read(path)
+    seconds, grown = time.process_time() - start, memory() - before
     assert str(error.value).startswith(f"{path}: ")
     assert len(str(error.value)) < 5000
-    # tracemalloc makes it several times slower.
-    assert seconds < 5
-    assert peak < 100 * 2**20
+    assert seconds < 3
+    assert grown < 150 * 2**10
 
 
 LONG = build.text("x" * 10**6) + KEEP + b"0"
@@ -176,7 +173,7 @@ def test_repeated_tensor_of_a_state_dict(tmp_path):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_shared_member_is_checked_and_inflated_once(tmp_path, method):
-    count, rows = 1000, 2**12
+    count, rows = 500, 2**12
     path = tmp_path / "shared.pth"
     value = np.random.default_rng(0).integers(0, 9, (count, rows)).astype(np.float32)
     entries = {
@@ -261,11 +258,8 @@ def test_big_endian_tensors_of_any_size(tmp_path, shape, kind, dtype):
     dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bf" else dtype)
     values = (np.arange(6)[: int(np.prod(shape))] + 1).astype(dtype).reshape(shape)
     if dtype.kind == "c":
-        values = values * (1 + 2j).real + values * 1j
-        values = values.astype(dtype)
-        stored = (
-            values.view(np.float32).byteswap() if shape else values.reshape(1).view("f4").byteswap()
-        )
+        values = np.asarray(values * (1 + 2j), dtype)
+        stored = values.reshape(-1).view(np.float32).byteswap()
     elif dtype.itemsize == 1:
         stored = values
     else:
@@ -383,7 +377,7 @@ def fuzz(count, seed):
 
 
 def test_fuzz():
-    fuzz(1000, 0)
+    fuzz(600, 0)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ class Limits:
 
     pickle_bytes: int = 16 * 2**20
     steps: int = 3_000_000
-    base_steps: int = 600_000
+    base_steps: int = 900_000
     steps_per_byte: float = 0.25
     held_bytes: int = 128 * 2**20
     globals: int = 1000

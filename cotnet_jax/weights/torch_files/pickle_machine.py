@@ -16,7 +16,7 @@ from cotnet_jax.weights.torch_files.inert import InertGlobal, InertObject, print
 
 # Estimates of memory in bytes, which the budget counts: of any opcode's value and its place on
 # the stack, and in addition of a container, an element, an entry and an inert object.
-_VALUE, _CONTAINER, _ELEMENT, _ENTRY, _OBJECT = 40, 64, 8, 64, 280
+_VALUE, _CONTAINER, _ELEMENT, _ENTRY, _OBJECT = 24, 64, 8, 64, 280
 # Keys whose hashes collide are compared one by one: so many comparisons are a step.
 _COMPARED = 64
 # Integers below this are their own hashes, which differ and are compared faster.
@@ -157,7 +157,7 @@ class PickleMachine:
 
     def _check_keys(self, keys: Sequence[Any], size: int):
         """Charge new keys of a container that has ``size`` entries; refuse those not hashable."""
-        self._spend(1 + len(keys), _ENTRY * len(keys))
+        self._spend(len(keys) // 8, _ENTRY * len(keys))
         others = [key for key in keys if type(key) is not str]
         if not others:
             return
@@ -304,6 +304,7 @@ class PickleMachine:
     def _frozen_set(self, _):
         values = self._pop_mark()
         self._check_keys(values, 0)
+        self._spend(2, 2 * _CONTAINER)
         self._container(frozenset(values))
 
     def _empty_set(self, _):
