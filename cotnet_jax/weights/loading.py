@@ -314,7 +314,8 @@ def _without_prefix(checkpoint: TorchCheckpoint) -> tuple[TorchCheckpoint, str]:
     left_out = (f"tensors outside of '{prefix}': {', '.join(outside[:5])}{more}",) * bool(outside)
     changed = dataclasses.replace(
         checkpoint,
-        **inside,
+        state_dict=inside["state_dict"],
+        unsupported=inside["unsupported"],
         prefixes=(*checkpoint.prefixes, prefix),
         left_out=(*checkpoint.left_out, *left_out),
     )

@@ -11,7 +11,7 @@ from cotnet_jax.weights.torch_files.budget import LIMITS, Budget, Limits
 from cotnet_jax.weights.torch_files.errors import TorchFileError, errors_of
 from cotnet_jax.weights.torch_files.inert import InertObject, printable
 from cotnet_jax.weights.torch_files.pickle_machine import describe, describe_key
-from cotnet_jax.weights.torch_files.reader import read_torch_file
+from cotnet_jax.weights.torch_files.reader import TorchFile, read_torch_file
 from cotnet_jax.weights.torch_files.tensors import TorchTensor
 
 RAW_KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "params")
@@ -119,7 +119,7 @@ def read_torch_checkpoint(
         return _choose(file, kind)
 
 
-def _choose(file, kind):
+def _choose(file: TorchFile, kind: Kind | None) -> TorchCheckpoint:
     found = _state_dicts(file.value, file.metadata)
     if not found:
         raise TorchFileError(f"no state dict in it; it holds {_contents(file.value)}")
@@ -174,12 +174,13 @@ def _state_dict_in(value):
     return next((value[key] for key in INNER_KEYS if _is_state_dict(value.get(key))), None)
 
 
-def _state_dicts(value, metadata):
+def _state_dicts(value, metadata) -> dict[Kind, tuple[str | None, dict[Any, Any]]]:
     """Return {"raw" or "ema": (key in the file or None, entries)}."""
     if type(value) is not dict:
         return {}
-    found: dict[str, tuple[str | None, dict[Any, Any]]] = {}
-    for kind, keys in (("raw", RAW_KEYS), ("ema", EMA_KEYS)):
+    found: dict[Kind, tuple[str | None, dict[Any, Any]]] = {}
+    by_kind: tuple[tuple[Kind, tuple[str, ...]], ...] = (("raw", RAW_KEYS), ("ema", EMA_KEYS))
+    for kind, keys in by_kind:
         for key in keys:
             entries = _state_dict_in(value.get(key))
             if kind not in found and entries:

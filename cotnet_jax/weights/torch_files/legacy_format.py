@@ -6,6 +6,7 @@ storages in order; each storage is an int64 count of elements and the elements, 
 
 import io
 import mmap
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
 
-def read_legacy(mapped: mmap.mmap, budget: Budget):
+def read_legacy(mapped: mmap.mmap, budget: Budget) -> tuple[Any, tuple[str, ...]]:
     """Return (value, names of inert globals) of a file in the legacy format.
 
     Raises:

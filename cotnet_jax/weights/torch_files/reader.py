@@ -110,7 +110,8 @@ def _read_file(path, budget):
 
 
 def _read_shards(index, budget):
-    tensors, metadata = {}, {}
+    tensors: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
     for file, names in read_index(index, budget).items():
         path = index.with_name(file)
         if not path.is_file():

@@ -22,14 +22,17 @@ def _arguments(args, least, most, what):
 
 def _tensor(args, budget):
     budget.spend(2, TENSOR_BYTES)
-    return make_tensor(*_arguments(args, 4, 4, "_rebuild_tensor"), limits=budget.limits)
+    source, offset, shape, strides = _arguments(args, 4, 4, "_rebuild_tensor")
+    return make_tensor(source, offset, shape, strides, limits=budget.limits)
 
 
 def _tensor_v2(args, budget):
-    *view, _, _, metadata = _arguments(args, 6, 7, "_rebuild_tensor_v2")
-    # Only the metadata marks conjugated and negated views.
+    source, offset, shape, strides, _, _, metadata = _arguments(args, 6, 7, "_rebuild_tensor_v2")
+    if metadata:
+        # It marks conjugated and negated views.
+        return NotImplemented
     budget.spend(2, TENSOR_BYTES)
-    return NotImplemented if metadata else make_tensor(*view, limits=budget.limits)
+    return make_tensor(source, offset, shape, strides, limits=budget.limits)
 
 
 def _tensor_v3(args, budget):

@@ -9,6 +9,7 @@ import struct
 import weakref
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -246,7 +247,7 @@ class _Archive:
         storage.read = read
 
 
-def read_zip(mapped: mmap.mmap, budget: Budget):
+def read_zip(mapped: mmap.mmap, budget: Budget) -> tuple[Any, tuple[str, ...]]:
     """Return (value, names of inert globals) of a file in the zip format.
 
     Raises:
