@@ -24,7 +24,12 @@ from cotnet_jax.weights.folder import (
 )
 from cotnet_jax.weights.loading import is_converted_or_trained, read_weights
 from cotnet_jax.weights.name_map import to_torch_state_dict
-from cotnet_jax.weights.torch_files import Kind, read_torch_checkpoint, write_safetensors
+from cotnet_jax.weights.torch_files import (
+    Kind,
+    files_of,
+    read_torch_checkpoint,
+    write_safetensors,
+)
 
 # Side of the random image, in pixels; any size will do.
 CHECKED_SIZE = 64
@@ -141,11 +146,12 @@ def convert_to_torch(
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal; of shards, that of all one after the other."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for chunk in iter(functools.partial(file.read, _CHUNK), b""):
-            digest.update(chunk)
+    for part in files_of(path):
+        with open(part, "rb") as file:
+            for chunk in iter(functools.partial(file.read, _CHUNK), b""):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -1,11 +1,42 @@
 """Identify the model that a PyTorch state dict belongs to, by its names and shapes."""
 
+import collections
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cotnet_jax.models.variants import VARIANTS, Variant
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+_BLOCK = re.compile(r"((?:.*\.)?)layer[1-4]\.\d{1,4}\.")
+_OUTERMOST = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
+
+
+def find_prefix(names: Iterable[str]) -> str:
+    """Return what stands before the names of a network, such as "model." or "backbone."; or "".
+
+    Raises:
+      ValueError: the names are those of several networks.
+    """
+    found = collections.Counter(block[1] for name in names if (block := _BLOCK.match(name)))
+    if "" in found:
+        return ""
+    if len(found) > 1:
+        listed = ", ".join(f"'{prefix}'" for prefix, _ in found.most_common(5))
+        raise ValueError(
+            f"holds {len(found)} networks, whose names begin with {listed}: save the state dict of "
+            "one of them alone"
+        )
+    return next(iter(found), "")
+
+
+def remove_prefix(name: str, prefix: str) -> str | None:
+    """Return a name without the prefix; None for one outside of it that is not the network's."""
+    if name.startswith(prefix):
+        return name.removeprefix(prefix)
+    # A classifier can stand beside its backbone.
+    return name if name.partition(".")[0] in _OUTERMOST else None
 
 
 def matching_models(shapes: Shapes) -> list[str]:

@@ -19,8 +19,16 @@ from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
 from cotnet_jax.weights import folder, identify
 from cotnet_jax.weights.folder import WeightsError
-from cotnet_jax.weights.name_map import from_torch_state_dict
-from cotnet_jax.weights.torch_files import Kind, TorchCheckpoint, is_unpacked, read_torch_checkpoint
+from cotnet_jax.weights.name_map import IGNORED, from_torch_state_dict, torch_shapes
+from cotnet_jax.weights.torch_files import (
+    Kind,
+    TorchCheckpoint,
+    files_of,
+    find_index,
+    is_unpacked,
+    read_torch_checkpoint,
+)
+from cotnet_jax.weights.torch_files.errors import errors_of
 
 # The largest model has 3,600; comparing names takes quadratic time.
 _MOST_TENSORS = 10_000
@@ -88,7 +96,7 @@ def load(
     Args:
       path: a folder made by convert_torch_weights.py; the workdir of a training run (its best
         checkpoint) or one of its steps, WORKDIR/checkpoints/STEP; or a .pth.tar, .pth or
-        .safetensors file of PyTorch.
+        .safetensors file of PyTorch, the last also in shards (their index or its folder).
       num_classes: number of logits. If it is not that of the weights, the classifier is replaced
         by a new one with random weights, for fine-tuning, and a warning is logged. 0 removes the
         classifier.
@@ -144,7 +152,7 @@ def read_weights(
         read = _read_workdir(path, kind)
     elif in_checkpoints:
         read = _read_workdir(path.parent.parent, kind, int(path.name))
-    elif path.is_dir() and not is_unpacked(path):
+    elif path.is_dir() and not is_unpacked(path) and not find_index(path):
         raise WeightsError(
             f"{path}: neither a folder made by convert_torch_weights.py (it has no "
             f"{folder.DESCRIPTION}), nor the workdir of a training run "
@@ -242,16 +250,19 @@ def _read_config(file):
 
 
 def _read_torch(path, kind, model):
-    checkpoint = read_torch_checkpoint(path, kind)
+    checkpoint, prefix = _without_prefix(read_torch_checkpoint(path, kind))
     shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
     if len(shapes) > _MOST_TENSORS:
         raise WeightsError(f"{path}: {len(shapes):,} tensors, more than any CoTNet has")
     name, how = _choose_model(checkpoint, shapes, model)
+    _require_supported(checkpoint, name)
     try:
         variables = from_torch_state_dict(name, checkpoint.state_dict)
     except ValueError as error:
         fits = [other for other in identify.matching_models(shapes) if other != name]
         hint = f"\nIts names and shapes are those of {fits[0]}: --model={fits[0]}" if fits else ""
+        if prefix:
+            hint += f"\nOnly names that begin with '{prefix}' are the network's, and those of fc"
         raise WeightsError(f"{path}: {error}{hint}") from None
     batches = _batches_tracked(checkpoint)
     read = Weights(
@@ -277,6 +288,58 @@ def _read_torch(path, kind, model):
     return dataclasses.replace(read, notes=tuple(notes))
 
 
+def _without_prefix(checkpoint: TorchCheckpoint) -> tuple[TorchCheckpoint, str]:
+    """Return the network alone of a state dict that has more, and what its names began with."""
+    try:
+        prefix = identify.find_prefix([*checkpoint.state_dict, *checkpoint.unsupported])
+    except ValueError as error:
+        raise WeightsError(f"{checkpoint.path}: {error}") from None
+    if not prefix:
+        return checkpoint, prefix
+    inside: dict[str, dict] = {"state_dict": {}, "unsupported": {}}
+    outside = []
+    for field, entries in inside.items():
+        for name, entry in getattr(checkpoint, field).items():
+            short = identify.remove_prefix(name, prefix)
+            if short is None:
+                outside.append(name)
+            elif short in inside["state_dict"] or short in entries:
+                raise WeightsError(
+                    f"{checkpoint.path}: {short} occurs with and without '{prefix}'; save the "
+                    "state dict of the network alone"
+                )
+            else:
+                entries[short] = entry
+    more = f" and {len(outside) - 5} more" if len(outside) > 5 else ""
+    left_out = (f"tensors outside of '{prefix}': {', '.join(outside[:5])}{more}",) * bool(outside)
+    changed = dataclasses.replace(
+        checkpoint,
+        state_dict=inside["state_dict"],
+        unsupported=inside["unsupported"],
+        prefixes=(*checkpoint.prefixes, prefix),
+        left_out=(*checkpoint.left_out, *left_out),
+    )
+    return changed, prefix
+
+
+def _unsupported(checkpoint, names):
+    lines = [f"unsupported: {name} is {checkpoint.unsupported[name]}" for name in names]
+    return (
+        "\n  ".join(["", *lines[:20], *([f"and {len(lines) - 20} more"] if lines[20:] else [])])
+        + "\nConvert them in PyTorch (.dequantize(), .to_dense(), .float()), and save the state "
+        "dict again"
+    )
+
+
+def _require_supported(checkpoint, model):
+    needed = checkpoint.unsupported and torch_shapes(model).keys() & checkpoint.unsupported.keys()
+    if needed:
+        raise WeightsError(
+            f"{checkpoint.path}: {len(needed)} weights of {model} are of kinds that cannot be read:"
+            f"{_unsupported(checkpoint, sorted(needed))}"
+        )
+
+
 def _choose_model(checkpoint: TorchCheckpoint, shapes, model) -> tuple[str, str]:
     """Return the name of the model, and how it was found."""
     if model is not None:
@@ -291,16 +354,17 @@ def _choose_model(checkpoint: TorchCheckpoint, shapes, model) -> tuple[str, str]
         return fits[0], f"by names and shapes{more}"
     nearest = identify.nearest_model(shapes)
     if nearest is None:
+        more = (checkpoint.unsupported and _unsupported(checkpoint, checkpoint.unsupported)) or ""
         raise WeightsError(
             f"{checkpoint.path}: its {len(shapes)} tensors ({', '.join(list(shapes)[:3])}, ...) "
-            f"are not those of a CoTNet; models are {', '.join(list_models())}"
+            f"are not those of a CoTNet; models are {', '.join(list_models())}{more}"
         )
     return nearest, "the nearest by names and shapes"
 
 
 def _batches_tracked(checkpoint):
     counts = [
-        int(tensor.numpy())
+        _count(checkpoint, name)
         for name, tensor in checkpoint.state_dict.items()
         if name.endswith("num_batches_tracked") and tensor.size == 1
     ]
@@ -308,12 +372,25 @@ def _batches_tracked(checkpoint):
     return max(counts, default=0)
 
 
+def _count(checkpoint, name):
+    with errors_of(checkpoint.path):
+        value = checkpoint.state_dict[name].numpy().item()
+    # A count of int64, which averaging can have made a float.
+    if isinstance(value, complex) or not 0 <= value < 2**63:
+        raise WeightsError(f"{checkpoint.path}: {name} is {value}, not a count of batches")
+    return int(value)
+
+
 def _torch_notes(path, checkpoint, read, how):
     tensors = checkpoint.state_dict
     counters = sum(name.endswith("num_batches_tracked") for name in tensors)
+    others = [name for name in tensors if IGNORED.fullmatch(name)]
     statistics = len(jax.tree.leaves(read.variables["batch_stats"]))
-    mapped = len(tensors) - counters
-    yield f"read      {path}: {checkpoint.format} format, {path.stat().st_size:,} bytes"
+    mapped = len(tensors) - len(others)
+    files = files_of(path)
+    size = sum(file.stat().st_size for file in files)
+    shards = f" in {len(files) - 1} shards" if len(files) > 1 else ""
+    yield f"read      {path}: {checkpoint.format} format{shards}, {size:,} bytes"
     known = {key: read.source[key] for key in ("arch", "epoch", "metric") if key in read.source}
     if known:
         yield "          " + ", ".join(f"{key} {value}" for key, value in known.items())
@@ -323,6 +400,8 @@ def _torch_notes(path, checkpoint, read, how):
         f"weights   {read.kind}, {len(tensors)} tensors"
         f"{choice if other in checkpoint.available else ''}"
     )
+    if checkpoint.prefixes:
+        yield f"prefixes  {', '.join(checkpoint.prefixes)}: removed from the names"
     yield f"model     {read.model}, {how}; {read.num_classes} classes"
     yield (
         f"mapped    {mapped - statistics} arrays of parameters ({read.parameter_count():,} in all) "
@@ -330,12 +409,17 @@ def _torch_notes(path, checkpoint, read, how):
     )
     if counters:
         yield f"left out  {counters} num_batches_tracked (the largest, {read.batches}, is kept)"
+    if len(others) > counters:
+        # Of a profiler, which adds them to every module, and of AveragedModel.
+        leaves = sorted({name.rpartition(".")[2] for name in others} - {"num_batches_tracked"})
+        yield f"left out  {len(others) - counters} counters: {', '.join(leaves)}"
     if checkpoint.left_out:
         yield "left out  " + ", ".join(checkpoint.left_out)
     if checkpoint.inert:
+        more = f" and {len(checkpoint.inert) - 20} more" if len(checkpoint.inert) > 20 else ""
         yield (
-            f"not run   {', '.join(checkpoint.inert)}: named in the file, neither imported nor "
-            "called"
+            f"not run   {', '.join(checkpoint.inert[:20])}{more}: named in the file, neither "
+            "imported nor called"
         )
 
 

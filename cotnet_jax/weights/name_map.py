@@ -1,7 +1,7 @@
 """Map variables to the published PyTorch models' names and layouts, and back.
 
-By the tables below, every array has exactly one counterpart in PyTorch. ``num_batches_tracked``
-of PyTorch has none here, as it takes no part in the computation.
+By the tables below, every array has exactly one counterpart in PyTorch. Counters of PyTorch, such
+as ``num_batches_tracked``, have none here, as they take no part in the computation.
 """
 
 import difflib
@@ -55,7 +55,9 @@ LEAVES = {
 }
 # Positions ("taps") of the 3x3 neighbourhood that is aggregated.
 TAPS = 9
-IGNORED = re.compile(r"(.*\.)?num_batches_tracked")
+# Counters that take no part in the computation: BatchNorm's, of the profiler thop, and of
+# AveragedModel.
+IGNORED = re.compile(r"(.*\.)?(num_batches_tracked|total_ops|total_params)|n_averaged")
 
 
 def from_torch_state_dict(
@@ -75,10 +77,13 @@ def from_torch_state_dict(
     Raises:
       ValueError: lists every missing, unexpected and misshapen tensor, with the nearest names.
     """
-    if "fc.weight" in state_dict and "num_classes" not in attributes:
-        attributes["num_classes"] = int(np.shape(state_dict["fc.weight"])[0])
+    # Tensors of other shapes say nothing of the model; they are reported as misshapen.
+    classifier = np.shape(state_dict.get("fc.weight", ()))
+    if len(classifier) == 2 and all(classifier) and "num_classes" not in attributes:
+        attributes["num_classes"] = int(classifier[0])
     stem = next((n for n in ("conv1.0.weight", "conv1.weight") if n in state_dict), None)
-    channels = np.shape(state_dict[stem])[1] if stem and np.ndim(state_dict[stem]) == 4 else 3
+    filters = np.shape(state_dict[stem]) if stem else ()
+    channels = filters[1] if len(filters) == 4 and all(filters) else 3
     model = create_model(name, **attributes)
     template = _template(model, channels)
     wanted = {_torch_name(model, path): path for path in template}

@@ -91,7 +91,12 @@ def legacy_file(value: bytes, storages: dict[str, np.ndarray] | None = None) -> 
     return b"".join(parts)
 
 
-_STORAGE_OF_DTYPE = {"float32": "FloatStorage", "int64": "LongStorage"}
+_STORAGE_OF_DTYPE = {
+    "float32": "FloatStorage",
+    "float64": "DoubleStorage",
+    "int64": "LongStorage",
+    "complex64": "ComplexFloatStorage",
+}
 
 
 def training_checkpoint(

@@ -17,9 +17,9 @@ import pytest
 from helpers import torch_file_builder as build
 
 from cotnet_jax.weights import torch_files
+from cotnet_jax.weights.torch_files.budget import LIMITS
 from cotnet_jax.weights.torch_files.inert import InertGlobal, InertObject
 from cotnet_jax.weights.torch_files.tensors import make_tensor
-from cotnet_jax.weights.torch_files.zip_format import MAX_DIRECTORY_BYTES
 
 TESTS = pathlib.Path(__file__).parents[1]
 FOLDER = TESTS / "goldens" / "torch_files"
@@ -534,7 +534,7 @@ def test_zip_bomb(tmp_path):
 def test_large_zip_directory(tmp_path):
     path = tmp_path / "many.pth"
     with zipfile.ZipFile(path, "w") as archive:
-        for index in range(MAX_DIRECTORY_BYTES // 1000):
+        for index in range(LIMITS.directory_bytes // 1000):
             archive.writestr(f"a/{index}" + "x" * 1000, b"")
     with pytest.raises(torch_files.TorchFileError, match="directory of"):
         torch_files.read_torch_checkpoint(path)

@@ -7,6 +7,8 @@ _LONGEST_NAME = 120
 
 def printable(text: str) -> str:
     """Return ``text`` without control characters and shortened, fit for a terminal."""
+    # Only the beginning is looked at: a file can repeat one long text many times.
+    text = text[: _LONGEST_NAME + 1]
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
 
@@ -27,6 +29,7 @@ class InertObject:
     """A call in a pickle that was not made, in place of its result.
 
     Attributes:
+      name: name of the innermost class or function.
       source: the callable, an InertGlobal or another InertObject.
       args: the positional arguments, usually a tuple.
       kwargs: the keyword arguments, if any.
@@ -35,23 +38,17 @@ class InertObject:
       elements: elements that would be appended, as to a list or set.
     """
 
-    __slots__ = ("args", "elements", "items", "kwargs", "source", "states")
+    __slots__ = ("args", "elements", "items", "kwargs", "name", "source", "states")
 
     def __init__(self, source: "InertGlobal | InertObject", args, kwargs=None):
+        # Chains of calls can be long: the name is handed on, not looked for.
+        self.name: str = source.name
         self.source = source
         self.args = args
         self.kwargs = kwargs
         self.states: list[Any] = []
         self.items: dict[Any, Any] = {}
         self.elements: list[Any] = []
-
-    @property
-    def name(self) -> str:
-        """Name of the innermost class or function."""
-        source = self.source
-        while isinstance(source, InertObject):
-            source = source.source
-        return source.name
 
     def get(self, key: str, default=None):
         """Return the entry or attribute ``key``, if the pickle has one."""

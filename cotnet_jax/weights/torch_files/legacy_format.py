@@ -6,10 +6,11 @@ storages in order; each storage is an int64 count of elements and the elements, 
 
 import io
 import mmap
+from typing import Any
 
 import numpy as np
 
-from cotnet_jax.weights.torch_files import pickle_machine
+from cotnet_jax.weights.torch_files.budget import Budget
 from cotnet_jax.weights.torch_files.errors import TorchFileError
 from cotnet_jax.weights.torch_files.inert import printable
 from cotnet_jax.weights.torch_files.pickle_machine import PickleMachine, describe
@@ -20,7 +21,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
 
-def read_legacy(mapped: mmap.mmap):
+def read_legacy(mapped: mmap.mmap, budget: Budget) -> tuple[Any, tuple[str, ...]]:
     """Return (value, names of inert globals) of a file in the legacy format.
 
     Raises:
@@ -36,8 +37,10 @@ def read_legacy(mapped: mmap.mmap):
             )
 
     ids = StorageIds(prepare, with_view=True)
-    machine = PickleMachine(GLOBALS, ids)
-    stream = io.BytesIO(mapped[: pickle_machine.MAX_BYTES])
+    machine = PickleMachine(GLOBALS, ids, budget)
+    stream = io.BytesIO(mapped[: budget.limits.pickle_bytes])
+    # Where the pickles end is known afterwards; what follows them are the storages.
+    budget.allow_pickle(len(stream.getbuffer()))
     if machine.load(stream) != MAGIC:
         raise TorchFileError("a pickle, but not one of torch.save: its magic number is missing")
     protocol = machine.load(stream)
@@ -47,6 +50,7 @@ def read_legacy(mapped: mmap.mmap):
     value = machine.load(stream)
     keys = machine.load(stream)
     _place(mapped, stream.tell(), keys, ids.storages)
+    budget.allow_arrays(len(mapped))
     return value, tuple(machine.inert)
 
 

@@ -6,25 +6,31 @@ that of CPython's ``Lib/pickletools.py``.
 
 import io
 import pickletools
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cotnet_jax.weights.torch_files.budget import Budget
 from cotnet_jax.weights.torch_files.errors import TorchFileError
 from cotnet_jax.weights.torch_files.inert import InertGlobal, InertObject, printable
 
-# The largest model of the family with EMA and momentum needs about 300,000 opcodes and 4 MiB.
-MAX_BYTES = 16 * 2**20
-MAX_STEPS = 500_000
-MAX_INT_BITS = 1024
+# Estimates of memory in bytes, which the budget counts: of any opcode's value and its place on
+# the stack, and in addition of a container, an element, an entry and an inert object.
+_VALUE, _CONTAINER, _ELEMENT, _ENTRY, _OBJECT = 24, 64, 8, 64, 280
+# Keys whose hashes collide are compared one by one: so many comparisons are a step.
+_COMPARED = 64
+# Integers below this are their own hashes, which differ and are compared faster.
+_SMALL_INT = 2**60
+_COMPARED_HASHES = 512
 _SCALARS = (str, int, float, bool, bytes, type(None))
 _IDENTITY_HASHED = (InertGlobal, InertObject)
 
 
 class Known:
-    """A function of the table: ``build(args, spend)`` returns the value.
+    """A function of the table: ``build(args, budget)`` returns the value.
 
-    ``build`` calls ``spend(steps)`` for work that grows with the size of the arguments. It raises
-    TorchFileError for bad arguments, and returns ``NotImplemented`` to make the call inert.
+    ``build`` charges the budget for work and memory that grow with the arguments. It raises
+    TorchFileError for bad ones, and returns ``NotImplemented`` to make the call inert.
     """
 
     __slots__ = ("build", "name")
@@ -59,12 +65,26 @@ def describe(value) -> str:
     return type(value).__name__
 
 
+def describe_key(key) -> str:
+    """Describe a key of a dictionary: a name is itself, and nothing long is looked into."""
+    return printable(key) if isinstance(key, str) else describe(key)
+
+
+def _is_progression(keys):
+    """Return whether keys are small integers with equal distances, in order."""
+    if len(keys) < 3 or any(type(key) is not int or abs(key) >= _SMALL_INT for key in keys):
+        return False
+    distance = keys[1] - keys[0]
+    return distance != 0 and keys == [keys[0] + i * distance for i in range(len(keys))]
+
+
 class PickleMachine:
     """Runs the pickles of a stream, one after the other.
 
     Args:
       table: known globals by "module.name"; every other one becomes an InertGlobal.
       persistent_load: returns the value of a persistent id.
+      budget: charged for every opcode.
 
     Attributes:
       inert: names of all unknown globals so far, each once, in order of appearance.
@@ -74,17 +94,20 @@ class PickleMachine:
         self,
         table: Mapping[str, Known | Constant],
         persistent_load: Callable[[object], object],
+        budget: Budget,
     ):
         self.inert: dict[str, InertGlobal] = {}
         self._table = table
         self._persistent_load = persistent_load
-        self._steps = 0
+        self._budget = budget
+        self._limits = budget.limits
+        self._spend = budget.spend
 
     def load(self, stream: io.BytesIO):
         """Return the value of the pickle at the stream's position, and move behind it.
 
         Raises:
-          TorchFileError: the pickle is damaged, or exceeds the limits of this module.
+          TorchFileError: the pickle is damaged, or exceeds the budget.
         """
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -93,7 +116,7 @@ class PickleMachine:
         try:
             for opcode, argument, at in pickletools.genops(stream):
                 position = at
-                self._spend(1)
+                self._spend(1, _VALUE)
                 if opcode.name == "STOP":
                     return self._pop()
                 handler = _HANDLERS.get(opcode.name)
@@ -109,11 +132,6 @@ class PickleMachine:
             raise TorchFileError(f"pickle damaged at or after byte {position}: {what}") from None
         finally:
             del self._stack, self._marks, self._memo
-
-    def _spend(self, steps):
-        self._steps += steps
-        if self._steps > MAX_STEPS:
-            raise TorchFileError(f"more than {MAX_STEPS:,} steps, no file of weights needs so many")
 
     def _push(self, value):
         self._stack.append(value)
@@ -137,50 +155,79 @@ class PickleMachine:
         del self._stack[start:]
         return values
 
-    def _key(self, key, size):
-        """Return a key for a container of ``size`` entries, if its hash is cheap."""
-        if type(key) is str:
-            return key
+    def _check_keys(self, keys: Sequence[Any], size: int):
+        """Charge new keys of a container that has ``size`` entries; refuse those not hashable."""
+        self._spend(len(keys) // 8, _ENTRY * len(keys))
+        others = [key for key in keys if type(key) is not str]
+        if not others:
+            return
         # Other hashes can be made to collide: a container of n then takes n * n / 2 comparisons.
-        self._spend(size // 64)
-        if type(key) is tuple:
-            # A tuple of tuples could share its parts and take exponential time.
-            self._spend(len(key))
-            if all(type(part) in _SCALARS for part in key):
-                return key
-        elif type(key) in _SCALARS or isinstance(key, _IDENTITY_HASHED):
-            return key
-        raise TorchFileError(f"a {describe(key)} is no key")
+        if _is_progression(others):
+            # Numbered steps of a log. One such sequence has too few parameters for an attack.
+            self._spend((size + len(others)) // _COMPARED_HASHES)
+            return
+        for key in others:
+            self._spend(size // _COMPARED)
+            size += 1
+            if type(key) is tuple:
+                # A tuple of tuples could share its parts and take exponential time.
+                self._spend(len(key))
+                if all(type(part) in _SCALARS for part in key):
+                    continue
+            elif type(key) in _SCALARS or isinstance(key, _IDENTITY_HASHED):
+                continue
+            raise TorchFileError(f"a {describe(key)} is no key")
 
     def _int(self, value):
-        if type(value) is int and value.bit_length() > MAX_INT_BITS:
+        if type(value) is int and value.bit_length() > self._limits.int_bits:
             raise TorchFileError(f"an integer of {value.bit_length():,} bits")
         self._push(value)
 
+    def _text(self, value):
+        self._spend(len(value) // 1024, sys.getsizeof(value))
+        self._push(value)
+
+    def _container(self, value):
+        self._spend(0, _CONTAINER + _ELEMENT * len(value))
+        self._push(value)
+
     def _global(self, name):
+        if len(name) > self._limits.name_length:
+            raise TorchFileError(f"a class or function whose name has {len(name):,} characters")
         known = self._table.get(name)
         if known is None:
-            inert = InertGlobal(name)
-            known = self.inert.setdefault(inert.name, inert)
+            known = self._inert_global(name)
         self._push(known)
+
+    def _inert_global(self, name):
+        inert = InertGlobal(name)
+        known = self.inert.setdefault(inert.name, inert)
+        if len(self.inert) > self._limits.globals:
+            raise TorchFileError(f"names more than {self._limits.globals:,} classes and functions")
+        return known
 
     def _call(self, function, args, kwargs=None):
         if isinstance(function, Known):
             if not kwargs and type(args) is tuple:
-                value = function.build(args, self._spend)
+                value = function.build(args, self._budget)
                 if value is not NotImplemented:
                     self._push(value)
                     return
-            inert = InertGlobal(function.name)
-            function = self.inert.setdefault(inert.name, inert)
+            function = self._inert_global(function.name)
         if not isinstance(function, (InertGlobal, InertObject)):
             raise TorchFileError(f"calls a {describe(function)}")
+        self._spend(1, _OBJECT)
         self._push(InertObject(function, args, kwargs))
 
     def _stack_global(self, _):
         name, module = self._pop(), self._pop()
         if type(name) is not str or type(module) is not str:
             raise TorchFileError(f"a global named by a {describe(module)} and a {describe(name)}")
+        # Before they are joined: the same long text can be used many times.
+        if len(module) + len(name) > self._limits.name_length:
+            raise TorchFileError(
+                f"a class or function whose name has {len(module) + len(name):,} characters"
+            )
         self._global(f"{module}.{name}")
 
     def _reduce(self, _):
@@ -216,6 +263,7 @@ class PickleMachine:
             target = target.elements
         if type(target) is not list:
             raise TorchFileError(f"appends to a {describe(target)}")
+        self._spend(0, _ELEMENT * len(values))
         target.extend(values)
 
     def _set_items(self, values):
@@ -229,17 +277,19 @@ class PickleMachine:
     def _fill(self, target, values):
         if len(values) % 2:
             raise TorchFileError("a key without a value")
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            target[self._key(key, len(target))] = value
+        keys = values[::2]
+        self._check_keys(keys, len(target))
+        target.update(zip(keys, values[1::2], strict=True))
         return target
 
     def _add_items(self, _):
         values, target = self._pop_mark(), self._top()
         if isinstance(target, InertObject):
+            self._spend(0, _ELEMENT * len(values))
             target.elements.extend(values)
         elif type(target) is set:
-            for value in values:
-                target.add(self._key(value, len(target)))
+            self._check_keys(values, len(target))
+            target.update(values)
         else:
             raise TorchFileError(f"adds to a {describe(target)}")
 
@@ -253,15 +303,17 @@ class PickleMachine:
 
     def _frozen_set(self, _):
         values = self._pop_mark()
-        self._push(frozenset(self._key(value, len(values)) for value in values))
+        self._check_keys(values, 0)
+        self._spend(2, 2 * _CONTAINER)
+        self._container(frozenset(values))
 
     def _empty_set(self, _):
-        self._spend(3)
+        self._spend(3, 3 * _CONTAINER)
         self._push(set())
 
     def _tuple(self, size):
         values = [self._pop() for _ in range(size)]
-        self._push(tuple(reversed(values)))
+        self._container(tuple(reversed(values)))
 
     def _mark(self, _):
         self._marks.append(len(self._stack))
@@ -273,6 +325,7 @@ class PickleMachine:
             self._pop()
 
     def _put(self, index):
+        self._spend(0, _ENTRY)
         self._memo[index] = self._top()
 
     def _memoize(self, _):
@@ -303,17 +356,17 @@ def _handlers() -> dict[str, Callable]:
         "ADDITEMS": machine._add_items,
         "BINPERSID": lambda self, _: self._persistent(self._pop()),
         "BUILD": machine._build,
-        "DICT": lambda self, _: self._push(self._fill({}, self._pop_mark())),
+        "DICT": lambda self, _: self._container(self._fill({}, self._pop_mark())),
         "DUP": lambda self, _: self._push(self._top()),
-        "EMPTY_DICT": lambda self, _: self._push({}),
-        "EMPTY_LIST": lambda self, _: self._push([]),
+        "EMPTY_DICT": lambda self, _: self._container({}),
+        "EMPTY_LIST": lambda self, _: self._container([]),
         "EMPTY_SET": machine._empty_set,
         "EMPTY_TUPLE": constant(()),
         "FRAME": lambda self, _: None,
         "FROZENSET": machine._frozen_set,
         "GLOBAL": lambda self, name: self._global(name.replace(" ", ".", 1)),
         "INST": machine._inst,
-        "LIST": lambda self, _: self._push(self._pop_mark()),
+        "LIST": lambda self, _: self._container(self._pop_mark()),
         "MARK": machine._mark,
         "MEMOIZE": machine._memoize,
         "NEWFALSE": constant(False),
@@ -330,15 +383,16 @@ def _handlers() -> dict[str, Callable]:
         "SETITEM": machine._set_item,
         "SETITEMS": lambda self, _: self._set_items(self._pop_mark()),
         "STACK_GLOBAL": machine._stack_global,
-        "TUPLE": lambda self, _: self._push(tuple(self._pop_mark())),
+        "TUPLE": lambda self, _: self._container(tuple(self._pop_mark())),
     }
     for names, handler in (
         ("INT BININT BININT1 BININT2 LONG LONG1 LONG4", machine._int),
         ("GET BINGET LONG_BINGET", machine._get),
         ("PUT BINPUT LONG_BINPUT", machine._put),
-        ("FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE", machine._push),
-        ("SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8", machine._push),
-        ("BYTEARRAY8", machine._push),
+        ("FLOAT BINFLOAT", machine._push),
+        ("STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE", machine._text),
+        ("SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8", machine._text),
+        ("BYTEARRAY8", machine._text),
         (
             "EXT1 EXT2 EXT4",
             lambda self, code: self._global(f"copyreg extension {code}"),

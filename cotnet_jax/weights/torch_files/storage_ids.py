@@ -27,9 +27,7 @@ class StorageIds:
                 f"a persistent id must be a tuple of {self._length}, not a {describe(identifier)}"
             )
         tag, storage_type, key, _, elements, *view = identifier
-        if type(tag) is bytes:
-            tag = tag.decode("latin1")
-        if tag != "storage":
+        if tag not in ("storage", b"storage"):
             raise TorchFileError(f"a persistent id must name a storage, not a {describe(tag)}")
         if not isinstance(storage_type, Constant) or not storage_type.name.endswith("Storage"):
             raise TorchFileError(f"a storage of unknown type, {describe(storage_type)}")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
+from cotnet_jax.weights.torch_files.budget import LIMITS, Limits
 from cotnet_jax.weights.torch_files.errors import TorchFileError
 
 # torch's dtype names, and those of its typed storages ("FloatStorage" holds float32).
@@ -16,6 +17,8 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
     "complex128": np.dtype(np.complex128),
     "complex64": np.dtype(np.complex64),
     "int64": np.dtype(np.int64),
@@ -42,10 +45,15 @@ STORAGE_TYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",
+    # Those of quantised tensors, as which they are refused, if needed, when the tensors are made.
+    "QInt8Storage": "int8",
+    "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
+    "QUInt4x2Storage": "uint8",
+    "QUInt2x4Storage": "uint8",
 }
-MAX_DIMENSIONS = 32
-# An expanded tensor (stride 0) may be larger than its storage, up to this many elements.
-MAX_EXPANDED = 2**20
+# Estimate of the memory of a TorchTensor, its Storage and their attributes.
+TENSOR_BYTES = 600
 
 
 class Storage:
@@ -102,6 +110,11 @@ class TorchTensor:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array that it becomes."""
+        return self.size * self.dtype.itemsize
+
     def numpy(self) -> np.ndarray:
         """Read the values, [*shape], read-only; a view of the file's memory map if possible.
 
@@ -111,18 +124,19 @@ class TorchTensor:
         if not self.size:
             return np.empty(self.shape, self.dtype)
         itemsize = self.dtype.itemsize
-        span = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        start = self.offset * itemsize
-        raw = self.storage.read()[start : start + span * itemsize]
-        if self.storage.swapped:
-            raw = _swapped(raw, self.dtype)
-        if self.dtype == np.bool_:
+        values: np.ndarray = np.ndarray(
+            self.shape,
             # Any nonzero byte is true, but NumPy requires 0 or 1.
-            raw = (raw != 0).view(np.uint8)
-        values = np.lib.stride_tricks.as_strided(
-            raw.view(self.dtype), self.shape, [s * itemsize for s in self.strides]
+            np.uint8 if self.dtype == np.bool_ else self.dtype,
+            self.storage.read(),
+            self.offset * itemsize,
+            [stride * itemsize for stride in self.strides],
         )
-        if not values.flags.aligned:
+        if self.dtype == np.bool_:
+            values = np.asarray(values != 0)
+        elif self.storage.swapped:
+            values = _swapped(values)
+        elif not values.flags.aligned:
             # Storages of the legacy format start at any byte.
             values = values.copy()
         values.flags.writeable = False
@@ -136,12 +150,16 @@ class TorchTensor:
         return f"TorchTensor(shape={self.shape}, dtype={self.dtype})"
 
 
-def _swapped(raw, dtype):
-    width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
-    return raw.reshape(-1, width)[:, ::-1].reshape(-1)
+def _swapped(values):
+    """Return a copy with the bytes of every number in reverse order."""
+    width = values.itemsize // 2 if values.dtype.kind == "c" else values.itemsize
+    flat = values.flatten().view(f"u{width}").byteswap()
+    return flat.view(values.dtype).reshape(values.shape)
 
 
-def make_tensor(source, offset, shape, strides, dtype: np.dtype | None = None) -> TorchTensor:
+def make_tensor(
+    source, offset, shape, strides, dtype: np.dtype | None = None, limits: Limits = LIMITS
+) -> TorchTensor:
     """Return the view that ``torch._utils._rebuild_tensor`` describes, checked against its storage.
 
     Raises:
@@ -151,9 +169,9 @@ def make_tensor(source, offset, shape, strides, dtype: np.dtype | None = None) -
         raise TorchFileError(f"a tensor of a {type(source).__name__}, not of a storage")
     dtype = dtype or source.dtype
     for what, values in (("shape", shape), ("strides", strides)):
-        if type(values) not in (tuple, list) or len(values) > MAX_DIMENSIONS:
+        if type(values) not in (tuple, list) or len(values) > limits.dimensions:
             raise TorchFileError(
-                f"a tensor's {what} must be a tuple of {MAX_DIMENSIONS} at most, "
+                f"a tensor's {what} must be a tuple of {limits.dimensions} at most, "
                 f"not a {type(values).__name__}"
             )
     if len(shape) != len(strides):
@@ -174,7 +192,7 @@ def make_tensor(source, offset, shape, strides, dtype: np.dtype | None = None) -
             f"a tensor of shape {shape} with strides {strides} at element {offset} needs "
             f"{end:,} elements, its storage has {available:,}"
         )
-    if size > max(available, MAX_EXPANDED):
+    if size > max(available, limits.expanded_elements):
         raise TorchFileError(
             f"a tensor of shape {shape} repeats a storage of {available:,} elements"
         )

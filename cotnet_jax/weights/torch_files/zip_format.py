@@ -9,10 +9,11 @@ import struct
 import weakref
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 
-from cotnet_jax.weights.torch_files import pickle_machine
+from cotnet_jax.weights.torch_files.budget import Budget
 from cotnet_jax.weights.torch_files.errors import TorchFileError
 from cotnet_jax.weights.torch_files.inert import printable
 from cotnet_jax.weights.torch_files.pickle_machine import PickleMachine
@@ -20,11 +21,8 @@ from cotnet_jax.weights.torch_files.storage_ids import StorageIds
 from cotnet_jax.weights.torch_files.tensors import Storage
 from cotnet_jax.weights.torch_files.torch_globals import GLOBALS
 
-# A file of 3,000 tensors has a directory of 0.3 MiB.
-MAX_DIRECTORY_BYTES = 4 * 2**20
-# A compressed member above the first size must not be more than the second times its stored size.
-MAX_SMALL_INFLATED = 16 * 2**20
-MAX_RATIO = 20
+# Members are inflated anew when their arrays are read again: so many times, at the limit's size.
+_READINGS = 10
 _ENCRYPTED = 0x1
 _UTF8_NAME = 0x800
 
@@ -32,8 +30,9 @@ _UTF8_NAME = 0x800
 class _Directory(io.RawIOBase):
     """The mapped file as a stream for ``zipfile``, which reads only the directory."""
 
-    def __init__(self, mapped: mmap.mmap):
+    def __init__(self, mapped: mmap.mmap, most: int):
         self._mapped = mapped
+        self._most = most
         self._at = 0
 
     def seekable(self):
@@ -52,8 +51,8 @@ class _Directory(io.RawIOBase):
     def read(self, size=-1):
         if size is None or size < 0:
             size = len(self._mapped) - self._at
-        if size > MAX_DIRECTORY_BYTES:
-            raise TorchFileError(f"a directory of {size:,} bytes")
+        if size > self._most:
+            raise TorchFileError(f"a directory of {size:,} bytes, above {self._most:,}")
         data = self._mapped[self._at : self._at + size]
         self._at += len(data)
         return data
@@ -62,11 +61,12 @@ class _Directory(io.RawIOBase):
 class _Archive:
     """Members of a zip file, without the root folder's name."""
 
-    def __init__(self, mapped: mmap.mmap):
+    def __init__(self, mapped: mmap.mmap, budget: Budget):
         self._mapped = mapped
         try:
-            with zipfile.ZipFile(_Directory(mapped)) as archive:
+            with zipfile.ZipFile(_Directory(mapped, budget.limits.directory_bytes)) as archive:
                 infos = archive.infolist()
+                end = archive.start_dir
         except TorchFileError:
             raise
         except Exception as error:
@@ -88,9 +88,48 @@ class _Archive:
             if name in self.members:
                 raise TorchFileError(f"two members are called {printable(name)}")
             self.members[name] = info
+        self._check_places(infos, end)
+        self._inflatable = self._check_inflated(infos, budget.limits)
+        self._verified: set[str] = set()
+        # The member that was inflated last: tensors that share it come one after the other.
+        self._inflated: tuple[str, memoryview] | None = None
+        budget.allow_arrays(
+            sum(
+                info.compress_size if info.compress_type == zipfile.ZIP_STORED else info.file_size
+                for info in infos
+            )
+        )
         # torch.serialization.set_crc32_options(False) leaves them all 0.
         self.has_checksums = any(info.CRC for info in infos)
         self._check_fingerprint(infos)
+
+    def _check_places(self, infos, end):
+        """Refuse members that share bytes: a small file could claim any number of large arrays."""
+        following = end
+        for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
+            header = self._mapped[info.header_offset : info.header_offset + 30]
+            names = sum(struct.unpack("<HH", header[26:])) if len(header) == 30 else 0
+            if info.header_offset + 30 + names + info.compress_size > following:
+                raise TorchFileError(
+                    f"member {printable(info.filename)} overlaps what follows it: the file is "
+                    "damaged, get it again"
+                )
+            following = info.header_offset
+
+    def _check_inflated(self, infos, limits):
+        """Return how many bytes may be inflated in all; refuse members that claim too much."""
+        deflated = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
+        claimed = stored = 0
+        for info in deflated:
+            claimed += info.file_size
+            stored += info.compress_size
+            for what, size, within in (
+                (f"member {printable(info.filename)} claims", info.file_size, info.compress_size),
+                ("compressed members claim", claimed, stored),
+            ):
+                if size > max(limits.inflated_bytes, limits.inflated_factor * within):
+                    raise TorchFileError(f"{what} {size:,} bytes in {within:,}")
+        return _READINGS * max(limits.inflated_bytes, limits.inflated_factor * stored)
 
     def _check_fingerprint(self, infos):
         """Detect exchanged members: PyTorch 2.1 and later write a hash of all checksums.
@@ -142,28 +181,41 @@ class _Archive:
             )
         if not deflated and info.compress_size != info.file_size:
             raise TorchFileError(f"member {shown} is stored but has two sizes")
-        if deflated and info.file_size > max(MAX_SMALL_INFLATED, MAX_RATIO * info.compress_size):
-            raise TorchFileError(
-                f"member {shown} claims {info.file_size:,} bytes in {info.compress_size:,}"
-            )
         return start, info.compress_size, info.file_size, deflated
 
     def _contents(self, name) -> memoryview:
+        if self._inflated and self._inflated[0] == name:
+            return self._inflated[1]
         start, stored, size, deflated = self._locate(name)
         data = memoryview(self._mapped)[start : start + stored]
         if deflated:
-            try:
-                # One byte more than claimed shows a larger member.
-                data = memoryview(zlib.decompressobj(-15).decompress(data, size + 1))
-            except zlib.error:
-                raise TorchFileError(f"member {printable(name)} is damaged") from None
-            if len(data) != size:
-                raise TorchFileError(f"member {printable(name)} has another size than it claims")
-        if self.has_checksums and zlib.crc32(data) != self.members[name].CRC:
+            data = self._inflate(name, data, size)
+        # Once: thousands of tensors can share a member.
+        if self.has_checksums and name not in self._verified:
+            if zlib.crc32(data) != self.members[name].CRC:
+                raise TorchFileError(
+                    f"member {printable(name)} does not fit its checksum: the file is damaged, "
+                    "get it again"
+                )
+            self._verified.add(name)
+        if deflated:
+            self._inflated = name, data
+        return data
+
+    def _inflate(self, name, data, size) -> memoryview:
+        self._inflatable -= size
+        if self._inflatable < 0:
             raise TorchFileError(
-                f"member {printable(name)} does not fit its checksum: the file is damaged, "
-                "get it again"
+                f"member {printable(name)} is compressed and read too often; save the file again "
+                "with torch.save, which does not compress"
             )
+        try:
+            # One byte more than claimed shows a larger member.
+            data = memoryview(zlib.decompressobj(-15).decompress(data, size + 1))
+        except zlib.error:
+            raise TorchFileError(f"member {printable(name)} is damaged") from None
+        if len(data) != size:
+            raise TorchFileError(f"member {printable(name)} has another size than it claims")
         return data
 
     def read(self, name, limit) -> bytes:
@@ -188,19 +240,20 @@ class _Archive:
             values = cached and cached()
             if values is None:
                 values = np.frombuffer(self._contents(name), np.uint8)
+                # Arrays that share the member share its memory, as long as one of them is in use.
                 cached = weakref.ref(values)
             return values
 
         storage.read = read
 
 
-def read_zip(mapped: mmap.mmap):
+def read_zip(mapped: mmap.mmap, budget: Budget) -> tuple[Any, tuple[str, ...]]:
     """Return (value, names of inert globals) of a file in the zip format.
 
     Raises:
       TorchFileError: the file is damaged, not written by torch.save, or claims more than it has.
     """
-    archive = _Archive(mapped)
+    archive = _Archive(mapped, budget)
     if "constants.pkl" in archive.members:
         raise TorchFileError(
             "a TorchScript program; save the weights alone: "
@@ -216,6 +269,7 @@ def read_zip(mapped: mmap.mmap):
         archive.attach(storage)
         storage.swapped = order == b"big"
 
-    machine = PickleMachine(GLOBALS, StorageIds(prepare, with_view=False))
-    stream = io.BytesIO(archive.read("data.pkl", pickle_machine.MAX_BYTES))
+    machine = PickleMachine(GLOBALS, StorageIds(prepare, with_view=False), budget)
+    stream = io.BytesIO(archive.read("data.pkl", budget.limits.pickle_bytes))
+    budget.allow_pickle(len(stream.getbuffer()))
     return machine.load(stream), tuple(machine.inert)
