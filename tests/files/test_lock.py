@@ -40,6 +40,13 @@ def write(path, **fields):
     path.write_text(json.dumps(holder | fields))
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def held(tmp_path):
     """A lock that another process holds, and that process."""
@@ -73,7 +80,7 @@ def test_a_killed_process_is_followed_at_once(held, reaped):
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     start = time.monotonic()
     with make(path):
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 20
     assert os.listdir(path.parent) == []
 
 
@@ -107,7 +114,7 @@ def test_elsewhere_a_lease_decides(tmp_path, machine):
     write(path, machine=machine)
     start = time.monotonic()
     with make(path, lease_seconds=0.5):
-        assert 0.5 <= time.monotonic() - start < 3
+        assert time.monotonic() - start >= 0.5
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
@@ -121,7 +128,7 @@ def test_a_sign_of_life_from_elsewhere(tmp_path, jump, monkeypatch):
     renewal = threading.Timer(0.2, os.utime, (path, (1.7e9, 1.7e9)))
     renewal.start()
     with pytest.raises(LockedError, match="process 7 on elsewhere since 2026"):
-        make(path, lease_seconds=3).acquire()
+        make(path, lease_seconds=20).acquire()
     assert path.exists()
 
 
@@ -136,8 +143,7 @@ def test_an_empty_or_torn_lock_is_watched_too(tmp_path):
 def test_a_lock_is_renewed(tmp_path):
     with make(tmp_path / "lock", lease_seconds=0.5):
         os.utime(tmp_path / "lock", (0, 0))
-        time.sleep(0.3)
-        assert (tmp_path / "lock").stat().st_mtime > 0
+        wait_until(lambda: (tmp_path / "lock").stat().st_mtime > 0)
 
 
 def test_who_lost_the_lock_is_told_and_leaves_it_alone(tmp_path):
@@ -145,7 +151,7 @@ def test_who_lost_the_lock_is_told_and_leaves_it_alone(tmp_path):
     with make(path, lease_seconds=0.5) as lock:
         lock.check()
         write(path)
-        time.sleep(0.5)
+        wait_until(lambda: lock._lost_to)
         with pytest.raises(LockLostError, match=r"lost .* to process 7 on elsewhere"):
             lock.check()
     assert json.loads(path.read_text())["pid"] == 7
@@ -183,7 +189,7 @@ def test_a_folder_that_was_made_for_the_lock_goes_with_it(tmp_path):
 @pytest.mark.parametrize("stale", [False, True])
 def test_one_of_many_gets_it(tmp_path, stale):
     code = """
-        import sys, time
+        import sys
         from cotnet_jax.files.lock import FolderLock, LockedError
         path, rounds = sys.argv[1], int(sys.argv[2])
         print("ready", flush=True)
@@ -193,10 +199,11 @@ def test_one_of_many_gets_it(tmp_path, stale):
             try:
                 lock.acquire()
                 print("held", flush=True)
-                time.sleep(0.3)
-                lock.check()
             except LockedError:
                 print("busy", flush=True)
+            sys.stdin.readline()
+            lock.check()
+            lock.release()
     """
     rounds = 4
     if stale:
@@ -205,11 +212,16 @@ def test_one_of_many_gets_it(tmp_path, stale):
     processes = [start_python(code, tmp_path, rounds, stdin=True) for _ in range(6)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
-    for _ in range(rounds):
+
+    def go_on():
         for process in processes:
             process.stdin.write("\n")
             process.stdin.flush()
+
+    for _ in range(rounds):
+        go_on()
         outcomes = [process.stdout.readline() for process in processes]
+        go_on()
         assert sorted(outcomes) == ["busy\n"] * 5 + ["held\n"], outcomes
     for process in processes:
         process.communicate()
