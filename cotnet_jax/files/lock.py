@@ -10,6 +10,7 @@ watches, by its own monotonic time, whether the file changes.
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
 import os
 import secrets
@@ -18,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,12 @@ class Holder:
         """
         if not self.machine or self.machine != _machine():
             return None
-        if self.pid == os.getpid() and self.started == _started(self.pid):
+        started = _started(self.pid)
+        if self.pid == os.getpid() and self.started == started:
             return self.token in _held
-        return self.started == _started(self.pid)
+        if not started and _is_hidden(self.pid):
+            return None
+        return self.started == started
 
 
 class FolderLock:
@@ -128,7 +132,6 @@ class FolderLock:
     def acquire(self) -> None:
         """Take the lock, waiting for a lease to run out where that is the only way to know."""
         self._made_folders = [f for f in self.path.parents if not f.exists()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         watch = _Watch(self.path, time.monotonic)
         announced = False
         while not self._try_to_create():
@@ -192,6 +195,7 @@ class FolderLock:
         # With its content in it before it gets its name. Some file systems have no hard links:
         # there a reader may find it empty for a moment, and waits.
         draft = self.path.with_name(f".writing-{token}-{self.path.name}")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             try:
                 _create(draft, content)
@@ -205,10 +209,11 @@ class FolderLock:
         except OSError:
             try:
                 _create(self.path, content)
-            except FileExistsError:
+            except (FileExistsError, FileNotFoundError):
+                # Without its folder, the holder has just released it.
                 return False
         self._token, self._pid = token, os.getpid()
-        self._released = threading.Event()
+        self._lost_to, self._released = None, threading.Event()
         _held[token] = self
         threading.Thread(
             target=self._renew, args=(token, self._released), name="FolderLock", daemon=True
@@ -221,7 +226,7 @@ class FolderLock:
         if _read(self.path) != watch.content:
             return
         # One of several processes that try succeeds.
-        with contextlib.suppress(FileNotFoundError):
+        with _suppress_gone():
             os.rename(self.path, stale)
             if _read(stale) != watch.content:
                 # Between the look and the rename another process has taken it over: give it back.
@@ -301,6 +306,16 @@ class _Watch:
         return _holder(self.content), now - self._since
 
 
+@contextlib.contextmanager
+def _suppress_gone() -> Iterator[None]:
+    """Suppress the errors of a file that another process, or another host, has removed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+
+
 def _create(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -348,9 +363,21 @@ def _machine() -> str:
     """Return what processes share that see each other's numbers; "" where that is unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        # The name, as virtual machines that are copies of one another have the rest in common.
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} {socket.gethostname()}"
     except OSError:
         return ""
+
+
+def _is_hidden(pid: int) -> bool:
+    """Return whether there is such a process, of another user, that /proc may not show."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
 
 
 def _started(pid: int) -> str:

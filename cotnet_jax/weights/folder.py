@@ -93,12 +93,12 @@ class NewFolder:
         self.path = files.local(path)
         self.unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         self._stack = contextlib.ExitStack()
-        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise WeightsError(f"{self.path} exists: delete it or give another --output")
+        self._require_new()
 
     def __enter__(self) -> "NewFolder":
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock_output(self.path))
+            self._require_new()
             stack.callback(shutil.rmtree, self.unfinished, ignore_errors=True)
             try:
                 self.unfinished.mkdir()
@@ -109,6 +109,10 @@ class NewFolder:
 
     def __exit__(self, *_) -> None:
         self._stack.close()
+
+    def _require_new(self) -> None:
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise WeightsError(f"{self.path} exists: delete it or give another --output")
 
     def write(self, variables: dict, description: dict[str, Any]) -> None:
         """Write arrays and description into ``unfinished``."""

@@ -101,6 +101,20 @@ def test_a_later_process_of_the_same_number_is_another(tmp_path):
         pass
 
 
+def test_a_process_that_may_not_be_seen_is_not_taken_for_dead(tmp_path, monkeypatch):
+    """Of another user, where /proc shows one's own alone."""
+    path = tmp_path / "lock"
+
+    def kill(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    write(path, machine=lock_module._machine(), pid=2**22 + 1)
+    monkeypatch.setattr(os, "kill", kill)
+    threading.Timer(0.2, os.utime, (path, (0, 0))).start()
+    with pytest.raises(LockedError):
+        make(path, lease_seconds=20).acquire()
+
+
 def test_the_same_process_cannot_hold_it_twice(tmp_path):
     with make(tmp_path / "lock"), pytest.raises(LockedError, match=f"process {os.getpid()} on"):
         make(tmp_path / "lock").acquire()
