@@ -229,11 +229,9 @@ def test_resuming_with_another_batch_size_is_refused(config, tmp_path):
     loop.train(config, tmp_path)
     config.epochs, config.batch_size = 2, 16
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(WorkdirError, match=r"batch_size: 8 there, 16 here") as error:
+    message = r"(?s)batch_size: 8 there, 16 here.*allow_changes=epochs,batch_size to go on"
+    with pytest.raises(WorkdirError, match=message):
         loop.train(config, tmp_path)
-    assert "--config.resume.allow_changes=batch_size,epochs to go on" in str(error.value) or (
-        "--config.resume.allow_changes=epochs,batch_size to go on" in str(error.value)
-    )
     assert sorted(tmp_path.rglob("*")) == before
     config.resume.allow_changes = "batch_size,epochs"
     loop.train(config, tmp_path)
