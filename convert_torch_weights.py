@@ -47,6 +47,7 @@ def make_parser() -> command_line.Parser:
     )
     parser.add_argument(
         "--output",
+        type=command_line.path,
         metavar="PATH",
         required=True,
         help="The folder to create; with --to_torch the .safetensors file to create.",

@@ -18,7 +18,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cotnet_jax import command_line
+from cotnet_jax import command_line, files
 
 SUMMARY = "Train or evaluate a CoTNet. The same command again continues where the run stopped."
 EXAMPLES = (
@@ -46,7 +46,10 @@ def make_parser():
         "Override a field; configs/default.py explains them all.",
     )
     parser.add_argument(
-        "--workdir", metavar="DIR", help="Folder of the run: checkpoints, metrics, configuration."
+        "--workdir",
+        type=command_line.path,
+        metavar="DIR",
+        help="Folder of the run: checkpoints, metrics, configuration.",
     )
     parser.add_argument(
         "--mode",
@@ -97,13 +100,29 @@ def parse(argv):
 def parse_config(parser, argv):
     """Let absl parse the configuration, and return the arguments that it does not know."""
     try:
-        rest = flags.FLAGS(argv, known_only=True)
+        rest = flags.FLAGS(expand_config_file(parser, argv), known_only=True)
         # A file that cannot be loaded is an error when it is used.
         if CONFIG.value:
             _ = CONFIG.value.init_from
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
         parser.error(explain(error, argv))
     return rest[1:]
+
+
+def expand_config_file(parser, argv):
+    """Return the arguments with ``~`` replaced in --config=~/FILE, where no shell replaces it."""
+    option = "--config="
+
+    def expand(argument):
+        path = argument.removeprefix(option)
+        if path == argument or not path.startswith("~"):
+            return argument
+        try:
+            return option + files.expand(path)
+        except ValueError as error:
+            parser.error(f"{argument}: {error}")
+
+    return [expand(argument) for argument in argv]
 
 
 def explain(error, argv):
@@ -125,6 +144,11 @@ def explain(error, argv):
 
 def set_weights(parser, options, config, arguments):
     """Set config.init_from and config.init_kind by --weights and --kind."""
+    if config.init_from:
+        try:
+            config.init_from = files.expand(config.init_from)
+        except ValueError as error:
+            parser.error(f"--config.init_from={config.init_from}: {error}")
     for field, option in (("init_from", "weights"), ("init_kind", "kind")):
         value = getattr(options, option)
         typed = any(arg.split("=")[0] == f"--config.{field}" for arg in arguments)

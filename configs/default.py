@@ -142,6 +142,12 @@ def get_config() -> ml_collections.ConfigDict:
     # Checkpoints kept for their EMA top-1, in addition to the latest two.
     checkpoint.keep_best = 10
 
+    config.resume = resume = ml_collections.ConfigDict()
+    # A run that resumes is refused where a field differs that the run's meaning depends on, such
+    # as batch_size or schedule.peak. These may differ all the same: fields or sections, such as
+    # "epochs,schedule", or "all".
+    resume.allow_changes = ""
+
     config.profile = profile = ml_collections.ConfigDict()
     # Number of steps to profile (0 is off), and the first of them, counted from 1 over the run. The
     # profile is written to WORKDIR/tensorboard/plugins/profile, for TensorBoard or xprof.

@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from cotnet_jax import files
+
 KINDS = ("ema", "raw")
 _WIDTH = 100
 # Options up to this long share the line of their description.
@@ -152,6 +154,14 @@ def add_weights(parser: Parser, help: str, *, required: bool = False) -> None:
     )
 
 
+def path(text: str) -> str:
+    """Return a path of the file system, absolute; a ``type`` for ``add_argument``."""
+    try:
+        return str(files.local(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def positive(text: str) -> int:
     """Parse an integer of 1 or more; a ``type`` for ``add_argument``."""
     value = int(text) if text.isdecimal() else 0
@@ -165,7 +175,7 @@ def _weights_path(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"must be the path of the weights; choose their kind by --kind={text}"
         )
-    return text
+    return path(text)
 
 
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:

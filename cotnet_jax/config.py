@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
+from cotnet_jax import files
 from cotnet_jax.data import randaugment
 from cotnet_jax.models.variants import get_variant
 
@@ -123,6 +125,60 @@ RANGES = {
 }
 
 
+# Fields that name a file or a folder; "" is none.
+PATHS = ("init_from", "data.name", "data.data_dir", "eval.real_labels")
+# Names of datasets, whatever folder there may be of that name.
+_BUILT_IN_DATASETS = ("digits", "synthetic")
+
+
+def expand_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return a copy whose paths are absolute, as ``files.expand`` makes them.
+
+    Raises:
+      ValueError: a path cannot be one; names the field.
+    """
+    config = config.copy_and_resolve_references()
+    fields = flatten(config)
+    for field in PATHS:
+        if field in fields:
+            with config.unlocked():
+                config.update_from_flattened_dict({field: expand_path(field, fields[field])})
+    return config
+
+
+def expand_path(field: str, value: str) -> str:
+    """Return the value of one of ``PATHS`` with its path absolute.
+
+    Raises:
+      ValueError: it cannot be a path.
+    """
+    if not value or (field == "data.name" and not _is_folder(value)):
+        return value
+    try:
+        return files.expand(value)
+    except ValueError as error:
+        raise ValueError(f"--config.{field}={value}: {error}") from None
+
+
+def _is_folder(dataset: str) -> bool:
+    if dataset in _BUILT_IN_DATASETS or files.is_url(dataset):
+        return False
+    return dataset.startswith((".", "/", "~")) or os.path.isdir(dataset)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"section.field": value} of a configuration, ConfigDict or parsed JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= (
+            flatten(value, f"{name}.")
+            if isinstance(value, Mapping | ml_collections.ConfigDict)
+            else {name: value}
+        )
+    return flat
+
+
 def find_problems(
     config: ml_collections.ConfigDict, devices: int, *, training: bool = True
 ) -> list[str]:
@@ -158,6 +214,18 @@ def _unknown_names(config) -> Iterator[str]:
         randaugment.parse(config.augment.randaugment)
     except ValueError as error:
         yield f"--{error}"
+    known = flatten(config)
+    sections = {name.rpartition(".")[0] for name in known}
+    for name in allowed_changes(config):
+        if name not in known and name not in sections and name != "all":
+            wanted = 'fields or sections such as "epochs,schedule", or "all"'
+            yield f"--config.resume.allow_changes={name}: no such field; must be {wanted}"
+
+
+def allowed_changes(config: Mapping[str, Any]) -> list[str]:
+    """Return the fields and sections that config.resume.allow_changes lists."""
+    text = flatten(config).get("resume.allow_changes") or ""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _train_step_problems(config, devices) -> Iterator[str]:

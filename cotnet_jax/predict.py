@@ -89,6 +89,7 @@ def make_parser() -> command_line.Parser:
     )
     parser.add_argument(
         "--classes",
+        type=command_line.path,
         metavar="FILE",
         help="Names of the classes, one on each line; by default those of the weights.",
     )

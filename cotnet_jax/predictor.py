@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cotnet_jax import files
 from cotnet_jax.data import class_names, imagenet, transforms
 from cotnet_jax.data.normalize import normalize
 from cotnet_jax.data.transforms import IMAGE_SUFFIXES
@@ -93,7 +94,7 @@ class Predictor:
           ValueError: the pixels have another dtype or shape.
         """
         if isinstance(image, (str, os.PathLike)):
-            image = pathlib.Path(image).read_bytes()
+            image = files.local(image).read_bytes()
         if isinstance(image, bytes):
             image = transforms.decode(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -204,12 +205,18 @@ def find_images(paths: Iterable) -> list[pathlib.Path]:
     """
     found, problems = [], []
     for path in map(pathlib.Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        # Looked up by its absolute path, reported as it was given.
+        place = files.local(path)
+        if place.is_dir():
+            inside = sorted(
+                path / p.relative_to(place)
+                for p in place.rglob("*")
+                if p.suffix.lower() in IMAGE_SUFFIXES
+            )
             if not inside:
                 problems.append(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
             found += inside
-        elif path.exists():
+        elif place.exists():
             found.append(path)
         else:
             problems.append(f"{path}: no such file or folder")

@@ -76,9 +76,14 @@ def parse(arguments, capsys):
 
 def test_options(capsys):
     options, _ = parse(["--weights=x", "--kind", "raw", "a", "b", "--count=2"], capsys)
-    assert options == {"weights": "x", "kind": "raw", "count": 2, "files": ["a", "b"]}
+    assert options == {
+        "weights": str(Path("x").absolute()),
+        "kind": "raw",
+        "count": 2,
+        "files": ["a", "b"],
+    }
     options, _ = parse(["--weights", "x"], capsys)
-    assert options == {"weights": "x", "kind": None, "count": 3, "files": []}
+    assert options == {"weights": str(Path("x").absolute()), "kind": None, "count": 3, "files": []}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_errors(capsys, arguments, error):
 def test_weights_may_be_called_as_their_kind(tmp_path, monkeypatch, capsys):
     (tmp_path / "ema").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert parse(["--weights=ema"], capsys)[0]["weights"] == "ema"
+    assert parse(["--weights=ema"], capsys)[0]["weights"] == str(tmp_path / "ema")
 
 
 def parser_of(command):

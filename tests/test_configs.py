@@ -144,6 +144,7 @@ BAD = {
     "eval.every_epochs": 0,
     "checkpoint.every_steps": -1,
     "checkpoint.keep_best": -1,
+    "resume.allow_changes": "epoch",
     "profile.steps": -1,
     "profile.first_step": 0,
     "log_every_steps": 0,

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "cotnet_jax"
 # describes them. The package's own __init__ is the public face: what it offers is imported from
 # the rooms themselves everywhere below the commands.
 ROOMS = (
+    "files",
     "command_line",
     "ops",
     "data",

@@ -21,12 +21,15 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint._src.checkpointers import async_checkpointer
+from orbax.checkpoint._src.futures import future, signaling_client
 from orbax.checkpoint.checkpoint_managers import (
     PolicyCheckpointInfo,
     PreservationContext,
     PreservationPolicy,
 )
 
+from cotnet_jax import files
 from cotnet_jax.checkpoint import checksums
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.checkpoint.workdir import Workdir
@@ -96,13 +99,14 @@ class Checkpointer:
         read_only: bool = False,
         timeout_seconds: int = 600,
     ):
-        self.directory = epath.Path(directory).expanduser().resolve()
+        self.directory = epath.Path(files.local(directory)).resolve()
         self._best_metric = best_metric
         self._read_only = read_only
         self._metrics: dict[int, dict[str, float]] = {}
         self._writing: int | None = None
 
         _quieten_orbax()
+        _keep_orbax_from_wall_time()
         if read_only:
             if not self.directory.is_dir():
                 raise CheckpointError(f"No checkpoints: the folder {self.directory} is missing.")
@@ -171,8 +175,8 @@ class Checkpointer:
                 if jax.process_index() == 0:
                     with self._explain_failure(step):
                         folder = self._folder(step)
-                        files = checksums.read(folder)["files"]
-                        checksums.write(folder, files, {"metrics": metrics})
+                        sums = checksums.read(folder)["files"]
+                        checksums.write(folder, sums, {"metrics": metrics})
             return False
         self._metrics[step], self._writing = metrics, step
         items = {
@@ -551,6 +555,25 @@ def _quieten_orbax() -> None:
             earlier_hook(unraisable)
 
     sys.unraisablehook = hook
+
+
+class _MonotonicTime:
+    """The module ``time`` with monotonic time for ``time()``."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, "monotonic" if name == "time" else name)
+
+
+@functools.cache
+def _keep_orbax_from_wall_time() -> None:
+    """Once per process, let Orbax measure its timeouts by monotonic time.
+
+    By wall time a write ends with "Timed out after 1799.99 seconds" as soon as the clock is set
+    forward by more than the timeout, which a machine without a battery does when it hears of the
+    network's time.
+    """
+    for module in (async_checkpointer, future, signaling_client):
+        module.time = _MonotonicTime()
 
 
 def _hide_orbax_details(record: std_logging.LogRecord) -> bool:

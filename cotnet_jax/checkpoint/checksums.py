@@ -12,6 +12,8 @@ from typing import Any
 
 from etils import epath
 
+from cotnet_jax.files import write_whole
+
 NAME = "manifest.json"
 # Orbax changes these two after the manifest is made; restoring the arrays needs neither.
 _UNCHECKED = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -40,10 +42,7 @@ def write(folder: epath.Path, files: Mapping[str, list[int]], extra: Mapping[str
     """Write the manifest of ``folder``: the result of :func:`checksums`, and ``extra`` JSON."""
     content = json.dumps({**extra, "files": files}, sort_keys=True)
     document = json.dumps({"crc32": zlib.crc32(content.encode()), "content": content})
-    # The rename leaves the old manifest or the new one, never half of one.
-    unfinished = folder / f"{NAME}.tmp"
-    unfinished.write_text(document)
-    unfinished.replace(folder / NAME)
+    write_whole(folder / NAME, document)
 
 
 def read(folder: epath.Path) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The folder of a run: its files, and what is written into it at every start."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,14 +15,21 @@ import ml_collections
 from absl import logging
 from clu import parameter_overview
 
-# What a run cannot change: the shapes of the weights, and what they are trained on.
-_FIXED_FIELDS = (
-    ("model", "name"),
-    ("data", "name"),
-    ("data", "train_split"),
-    ("data", "fake"),
+from cotnet_jax import files
+from cotnet_jax.checkpoint.config_changes import (
+    Change,
+    Difference,
+    change_of,
+    find_differences,
 )
+from cotnet_jax.distributed.first_process import run_on_first
+
+# Longest time that processes wait for the first one's work on a few small files.
+_SHARE_SECONDS = 300
+# Left by processes that were killed; ".writing-*" besides. "*.tmp" are of earlier versions.
+_LEFTOVERS = ("*.json.tmp", "*.txt.tmp", ".probe-*")
 _PACKAGES = (
+    "cotnet_jax",
     "jax",
     "jaxlib",
     "flax",
@@ -49,14 +56,15 @@ class Workdir:
       config: the resolved configuration, JSON.
       classes: the class names in the order of the logits, one per line.
       parameters: an overview of the network's parameters, text.
-      starts: command and environment of each start of the run, JSON lines.
+      starts: command, environment and configuration of each start of the run, JSON lines.
       metrics: metrics of each step, JSON lines.
       tensorboard: folder of TensorBoard's events and of profiles.
       checkpoints: folder of the checkpoints, one folder per step.
+      lock: held by the run that is at work here.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = files.local(path)
         self.config = self.path / "config.json"
         self.classes = self.path / "classes.txt"
         self.parameters = self.path / "parameters.txt"
@@ -64,6 +72,8 @@ class Workdir:
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self.lock = self.path / "run.lock"
+        self._held: files.FolderLock | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -72,27 +82,131 @@ class Workdir:
         """Return whether a run has written its configuration or checkpoints here."""
         return self.checkpoints.is_dir() or self.config.is_file()
 
-    def check_config(self, config: ml_collections.ConfigDict) -> None:
-        """Refuse a workdir that holds a run of another model or of other data.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the workdir for one run; then clear what killed ones left. Reading needs no lock.
+
+        All processes of a run call it; process 0 holds the lock for all.
 
         Raises:
-          WorkdirError: lists the fields that differ.
+          LockedError: another run is at work here (on process 0; FirstProcessError elsewhere).
+          OSError: the workdir cannot be written to.
         """
-        if not self.config.exists():
-            return
-        earlier = json.loads(self.config.read_text())
-        now = json.loads(config.to_json())
-        differences = [
-            f"--config.{section}.{key}: {there!r} there, {now[section][key]!r} here"
-            for section, key in _FIXED_FIELDS
-            # A run made before the field existed is assumed to agree.
-            if (there := earlier.get(section, {}).get(key, now[section][key])) != now[section][key]
-        ]
-        if differences:
+        lock = files.FolderLock(
+            self.lock, f"another run is at work in {self}", "choose another --workdir"
+        )
+
+        def acquire() -> None:
+            with self._explain_failure():
+                lock.acquire()
+            for folder in (self.path, self.checkpoints, *self.checkpoints.glob("[0-9]*")):
+                for path in files.remove_leftovers(folder, *_LEFTOVERS):
+                    logging.info("Removed %s, which a killed process left.", path)
+
+        run_on_first(acquire, _SHARE_SECONDS + files.LEASE_SECONDS)
+        self._held = lock
+        try:
+            yield
+        finally:
+            self._held = None
+            lock.release()
+
+    def check_lock(self) -> None:
+        """Check that no other run has taken over the workdir; costs nothing.
+
+        Raises:
+          LockLostError: one has, because this process stood still for long.
+        """
+        if self._held:
+            self._held.check()
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the configuration of the run, parsed from its JSON.
+
+        Raises:
+          WorkdirError: it is damaged; names the file and the remedy.
+          FileNotFoundError: there is none.
+        """
+        try:
+            config = json.loads(self.config.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            raise self._damaged_config(str(error)) from None
+        if not isinstance(config, dict) or not config:
+            raise self._damaged_config(f"it holds {str(config)[:50]!r} in place of the fields")
+        return config
+
+    def check_config(self, config: ml_collections.ConfigDict) -> None:
+        """Refuse to evaluate here what belongs to another network or to other images.
+
+        Raises:
+          WorkdirError: lists the fields that differ, or the run's configuration is damaged.
+        """
+        differences = self._find_differences(config)
+        self._refuse([d for d in differences if change_of(d.field) is Change.IDENTITY])
+
+    def check_resume(self, config: ml_collections.ConfigDict, *, has_steps: bool) -> None:
+        """Refuse settings that the run here cannot be resumed with; log the others that differ.
+
+        Process 0 compares, for all processes; ``config_changes`` has the fields.
+
+        Args:
+          has_steps: whether there is a checkpoint. Without one the run starts anew, and may do so
+            with any settings.
+
+        Raises:
+          WorkdirError: lists the fields that differ and must not, or the run's configuration is
+            damaged (on process 0; FirstProcessError elsewhere).
+        """
+
+        def check() -> None:
+            differences = self._find_differences(config)
+            if has_steps:
+                self._refuse(differences)
+            for difference in differences:
+                free = change_of(difference.field) is Change.FREE
+                log = logging.info if free else logging.warning
+                log("Changed since the last start: %s.", difference)
+
+        run_on_first(check, _SHARE_SECONDS)
+
+    def _find_differences(self, config) -> list[Difference]:
+        try:
+            earlier = self.read_config()
+        except FileNotFoundError:
+            return []
+        return find_differences(earlier, json.loads(config.to_json()))
+
+    def _refuse(self, differences: Sequence[Difference]) -> None:
+        refused = [difference for difference in differences if not difference.allowed]
+        if refused:
+            listed = "\n  ".join(map(str, refused))
+            fields = ",".join(difference.field for difference in refused)
             raise WorkdirError(
-                f"{self} holds another run:\n  " + "\n  ".join(differences) + "\n"
-                "Choose another --workdir, or that run's config to continue it."
+                f"{self} holds another run:\n  {listed}\n"
+                "Choose another --workdir, or that run's settings to continue it; or add "
+                f"--config.resume.allow_changes={fields} to go on with these, if you know what "
+                "they do to it."
             )
+
+    def _damaged_config(self, problem: str) -> WorkdirError:
+        return WorkdirError(
+            f"{self.config}: the configuration of this run is damaged: {problem}. Copy the "
+            f'"config" of the last whole line of {self.starts} into it; or delete it, and the '
+            "next start of training writes that of its own command, without comparing"
+        )
+
+    @contextlib.contextmanager
+    def _explain_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except (files.LockedError, files.LockLostError):
+            raise
+        except OSError as error:
+            raise OSError(
+                f"Could not write to {self}: {error.strerror or error}. Choose another --workdir."
+            ) from None
 
     def write_run_metadata(
         self,
@@ -122,17 +236,13 @@ class Workdir:
         logging.info("Config:\n%s", config_text)
         for name in ("devices", "mesh", "versions"):
             logging.info("%s: %s", name.capitalize(), _one_line(environment[name]))
-        try:
+        start = {**environment, "config": json.loads(config.to_json())}
+        with self._explain_failure():
             self.path.mkdir(parents=True, exist_ok=True)
-            _replace_text(self.config, config_text)
-            _replace_text(self.parameters, overview)
-            _replace_text(self.classes, "\n".join(class_names))
-            with self.starts.open("a") as file:
-                file.write(json.dumps(environment) + "\n")
-        except OSError as error:
-            raise OSError(
-                f"Could not write to {self}: {error.strerror or error}. Choose another --workdir."
-            ) from None
+            files.append_line(self.starts, json.dumps(start))
+            files.write_whole(self.config, config_text + "\n")
+            files.write_whole(self.parameters, overview + "\n")
+            files.write_whole(self.classes, "\n".join(class_names) + "\n")
 
 
 def describe_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -165,10 +275,3 @@ def _versions() -> dict[str, str]:
 
 def _one_line(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _replace_text(file: Path, text: str) -> None:
-    """Write a file by one rename: a reader finds the old content or the new one, never half."""
-    unfinished = file.with_name(f"{file.name}.tmp")
-    unfinished.write_text(text + "\n")
-    unfinished.replace(file)

@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+from cotnet_jax import files
+
 _IMAGENET = pathlib.Path(__file__).with_name("imagenet_classes.txt")
 
 
@@ -23,7 +25,7 @@ def read_names(path: str | os.PathLike) -> tuple[str, ...]:
       ValueError: the file is not UTF-8 text.
     """
     try:
-        return tuple(pathlib.Path(path).read_text(encoding="utf-8").splitlines())
+        return tuple(files.local(path).read_text(encoding="utf-8").splitlines())
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file with one class name per line") from None
     except OSError as error:

@@ -16,6 +16,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+from cotnet_jax import files
+
 # Share of each class's images that goes to the split 'test'.
 _TEST_SHARE = 0.2
 
@@ -67,8 +69,8 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
 def builder(data_dir: str = "") -> tfds.core.DatasetBuilder:
     """Open the digits, after writing them if they are not there yet.
 
-    They are written to a temporary folder, which is then renamed, so that interrupted and
-    concurrent writers do no harm.
+    They are written to a temporary folder, which is then renamed, so that interrupted writers do
+    no harm. Concurrent ones wait for each other.
 
     Args:
       data_dir: folder of the dataset; "" is ``cache_dir()``.
@@ -76,35 +78,48 @@ def builder(data_dir: str = "") -> tfds.core.DatasetBuilder:
     Returns:
       A builder whose splits are 'train' and 'test'.
     """
-    root = Path(data_dir).expanduser() if data_dir else cache_dir()
+    root = files.local(data_dir) if data_dir else cache_dir()
     final = root / SklearnDigits.name / str(SklearnDigits.VERSION)
-    if not (final / "dataset_info.json").exists():
-        logging.info("Writing the digits dataset to %s (first use only).", final)
+    if not _is_written(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=".writing-"))
-        try:
-            writer = SklearnDigits(data_dir=temporary, file_format="array_record")
-            # TFDS would print the temporary folder as the dataset's location.
-            with (
-                contextlib.redirect_stdout(io.StringIO()),
-                contextlib.redirect_stderr(io.StringIO()),
-            ):
-                writer.download_and_prepare()
-            try:
-                os.rename(writer.data_dir, final)
-            except OSError:
-                # Fine if another process was faster: it has written the same.
-                if not (final / "dataset_info.json").exists():
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        lock = files.FolderLock(
+            files.lock_file_beside(final),
+            f"another process writes {final}",
+            "choose another --config.data.data_dir",
+            wait=True,
+        )
+        with lock:
+            if not _is_written(final):
+                files.remove_leftovers(final.parent)
+                _write(final)
     return tfds.builder_from_directory(final)
+
+
+def _is_written(folder: Path) -> bool:
+    return (folder / "dataset_info.json").exists()
+
+
+def _write(final: Path) -> None:
+    logging.info("Writing the digits dataset to %s (first use only).", final)
+    temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=files.UNFINISHED))
+    try:
+        writer = SklearnDigits(data_dir=temporary, file_format="array_record")
+        # TFDS would print the temporary folder as the dataset's location.
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            writer.download_and_prepare()
+        os.rename(writer.data_dir, final)
+        files.sync_folder(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def cache_dir() -> Path:
     """Return the folder cotnet_jax in the user's cache folder, $XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cotnet_jax"
+    return files.local(base) / "cotnet_jax"
 
 
 def _is_test(labels: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cotnet_jax import files
 from cotnet_jax.data import imagenet
 
 _NUM_IMAGES = imagenet.NUM_IMAGES["validation"]
@@ -27,7 +28,7 @@ def read_real_labels(path: str | Path) -> np.ndarray:
       ValueError: there is no such file, or it has another format; the message says what is wrong.
     """
     try:
-        lists = json.loads(Path(path).expanduser().read_text())
+        lists = json.loads(files.local(path).read_text())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:

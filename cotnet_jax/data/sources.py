@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
+from cotnet_jax import files
 from cotnet_jax.data import digits, imagenet
 
 _SYNTHETIC_CLASS_NAMES = tuple(f"class {index}" for index in range(imagenet.NUM_CLASSES))
@@ -152,7 +153,8 @@ class Synthetic:
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if name == "digits":
         return digits.builder(data_dir)
-    path = Path(name).expanduser()
+    data_dir = files.expand(data_dir) if data_dir else ""
+    path = Path(name if files.is_url(name) else files.expand(name))
     if path.is_dir():
         return tfds.builder_from_directory(_version_dir(path))
     if name.startswith((".", "/", "~")):

@@ -58,7 +58,7 @@ def read_with_workers(dataset: grain.IterDataset) -> Generator[Any, None, None]:
 
 
 def exit_with_main_process(worker_index: int, worker_count: int) -> None:
-    """Make a new worker exit when the main process ends; for Grain's ``worker_init_fn``.
+    """Make a new worker exit when the main process ends; for Grain's ``worker_init_fn`` and others.
 
     Grain ends its workers itself, but not when the main process is killed.
     """

@@ -22,6 +22,8 @@ import ml_collections
 # Orbax takes the coordination service's client from here, too: there is no public name for it.
 from jax._src.distributed import global_state
 
+from cotnet_jax.files import lock
+
 _T = TypeVar("_T")
 # "Service unavailable": the same command, started again on all, resumes the run.
 EXIT_CODE = os.EX_UNAVAILABLE
@@ -190,6 +192,7 @@ def exit_now(code: int, after_seconds: float = 0.0) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     time.sleep(after_seconds)
+    lock.release_all()
     os._exit(code)
 
 

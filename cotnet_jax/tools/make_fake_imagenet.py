@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from cotnet_jax import files
 from cotnet_jax.data import imagenet
 
 # The first training image of each of the first classes is odd in one of these ways.
@@ -171,7 +172,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
     parser.add_argument(
         "--output",
-        type=Path,
+        type=files.local,
         required=True,
         metavar="DIR",
         help="folder to write to; the images are in DIR/tars and in DIR/folders",

@@ -41,6 +41,7 @@ def evaluate_only(
       CheckpointError: the run has no checkpoint that can be read.
     """
     setup = set_up_evaluation(config)
+    config = setup.config
     if config.init_from:
         kind = config.init_kind or None
         read = read_weights(config.init_from, kind, config.model.name)

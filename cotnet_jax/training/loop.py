@@ -30,20 +30,27 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
 
     Raises:
       ValueError: the configuration or the dataset cannot be used.
-      WorkdirError: the workdir holds another run.
+      WorkdirError: the workdir holds another run, or one with settings that must not change.
+      LockedError: another run is at work in the workdir.
       DivergedError: a loss was not finite; the message says where, and which checkpoint is good.
       CheckpointError, OSError: something could not be written; earlier checkpoints are intact.
       PreemptedError: SIGTERM came after the first step of this process; that step is saved.
     """
     workdir = Workdir(workdir)
     setup = set_up_training(config)
-    workdir.check_config(config)
-    optimizer = make_optimizer(config.optimizer, setup.learning_rates, setup.steps_per_epoch)
+    with workdir.locked():
+        return _train(setup, workdir)
+
+
+def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
+    """Do what ``train`` does, in a workdir that this run has for itself."""
+    optimizer = make_optimizer(setup.config.optimizer, setup.learning_rates, setup.steps_per_epoch)
     # A run that resumes takes its weights from a checkpoint; until then their shapes will do.
     resumes = has_steps(workdir.checkpoints)
+    workdir.check_resume(setup.config, has_steps=resumes)
     state = (abstract_train_state if resumes else create_train_state)(setup, optimizer)
     workdir.write_run_metadata(
-        config=config,
+        config=setup.config,
         params=state.params,
         mesh=setup.mesh,
         class_names=setup.train_source.class_names,
@@ -64,6 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
             with trainer.profiled_step():
                 state, metrics = train_step(state, batch)
             trainer.finish_step(metrics)
+            workdir.check_lock()
             stopping = trainer.should_stop()
             if setup.evaluates_after(trainer.step):
                 eval_metrics = trainer.save_and_evaluate(state)

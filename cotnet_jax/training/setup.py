@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from cotnet_jax.config import find_problems
+from cotnet_jax.config import expand_paths, find_problems
 from cotnet_jax.data import pipeline
 from cotnet_jax.data.sources import Source, open_source
 from cotnet_jax.data.undecodable import Batch
@@ -134,6 +134,7 @@ def set_up_training(config: ml_collections.ConfigDict, devices=None) -> TrainSet
       ValueError: lists every field that cannot be used; or a split cannot be opened.
     """
     evaluation = set_up_evaluation(config, devices, training=True)
+    config = evaluation.config
     train_source = open_source(config.data, config.data.train_split)
     return TrainSetup(
         eval=evaluation,
@@ -157,6 +158,7 @@ def set_up_evaluation(
       ValueError: lists every field that cannot be used; or the split cannot be opened, or an
         evaluator cannot score it.
     """
+    config = expand_paths(config)
     mesh = sharding.make_mesh(devices)
     problems = find_problems(config, mesh.size, training=training)
     evaluators, unusable = make_evaluators(config)

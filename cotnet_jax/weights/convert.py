@@ -9,17 +9,18 @@ import functools
 import gc
 import hashlib
 import os
-import pathlib
 
 import jax
 import numpy as np
 
+from cotnet_jax import files
 from cotnet_jax.models.cotnet import create_model
 from cotnet_jax.weights.folder import (
     NewFolder,
     WeightsError,
     array_digests,
     differing,
+    lock_output,
     read_arrays,
 )
 from cotnet_jax.weights.loading import is_converted_or_trained, read_weights
@@ -55,7 +56,7 @@ def convert_torch_file(
       FileNotFoundError: ``path`` does not exist.
       ValueError: the file cannot be read, its weights do not fit, or ``output`` exists.
     """
-    path = pathlib.Path(path)
+    path = files.local(path)
     if is_converted_or_trained(path):
         raise WeightsError(
             f"{path} already holds weights for JAX, ready to use; --to_torch writes them as a file "
@@ -116,11 +117,16 @@ def convert_to_torch(
       FileNotFoundError: ``path`` does not exist.
       ValueError: the weights cannot be read, or ``output`` exists or has another suffix.
     """
-    output = pathlib.Path(output)
+    output = files.local(output)
     if output.suffix != ".safetensors":
         raise WeightsError(f"--output={output} must end in .safetensors")
     if output.exists():
         raise WeightsError(f"{output} exists: delete it or give another --output")
+    with lock_output(output):
+        _write_torch_file(path, output, model, kind)
+
+
+def _write_torch_file(path, output, model, kind) -> None:
     read = read_weights(path, kind, model)
     print(*read.notes, sep="\n", flush=True)
     state_dict = to_torch_state_dict(
@@ -131,7 +137,6 @@ def convert_to_torch(
             state_dict[name] = np.full_like(tensor, read.batches)
     metadata = {"model": read.model, "weights": read.kind, "format": "pt"}
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors(output, state_dict, metadata)
     except OSError as error:
         raise WeightsError(f"cannot write to {output.parent}: {error}") from None

@@ -5,12 +5,15 @@ FOLDER/cotnet.json   model, classes, "weights" (their kind), source, evaluation 
 FOLDER/weights/      {"params", "batch_stats"}, float32
 """
 
+import contextlib
+import glob
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from cotnet_jax import files
 from cotnet_jax.checkpoint import checksums
 
 DESCRIPTION = "cotnet.json"
@@ -86,21 +90,29 @@ class NewFolder:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path).absolute()
+        self.path = files.local(path)
         self.unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise WeightsError(f"{self.path} exists: delete it or give another --output")
+        self._stack = contextlib.ExitStack()
+        self._require_new()
 
     def __enter__(self) -> "NewFolder":
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.unfinished.mkdir()
-        except OSError as error:
-            raise WeightsError(f"cannot write to {self.path.parent}: {error}") from None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock_output(self.path))
+            self._require_new()
+            stack.callback(shutil.rmtree, self.unfinished, ignore_errors=True)
+            try:
+                self.unfinished.mkdir()
+            except OSError as error:
+                raise WeightsError(f"cannot write to {self.path.parent}: {error}") from None
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
-        shutil.rmtree(self.unfinished, ignore_errors=True)
+        self._stack.close()
+
+    def _require_new(self) -> None:
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise WeightsError(f"{self.path} exists: delete it or give another --output")
 
     def write(self, variables: dict, description: dict[str, Any]) -> None:
         """Write arrays and description into ``unfinished``."""
@@ -113,13 +125,36 @@ class NewFolder:
             "files": checksums.checksums(epath.Path(self.unfinished / ARRAYS)),
         }
         text = json.dumps(description, indent=2) + "\n"
-        (self.unfinished / DESCRIPTION).write_text(text)
+        files.write_whole(self.unfinished / DESCRIPTION, text)
 
     def publish(self) -> None:
         """Give the folder its final name."""
         if self.path.exists():
             self.path.rmdir()
         self.unfinished.rename(self.path)
+        files.sync_folder(self.path.parent)
+
+
+@contextlib.contextmanager
+def lock_output(path: pathlib.Path) -> Iterator[None]:
+    """Hold a file or folder that is to be created, and clear what killed processes left of it.
+
+    Raises:
+      LockedError: another process is creating it.
+      WeightsError: its parent cannot be written to.
+    """
+    lock = files.FolderLock(
+        files.lock_file_beside(path), f"{path} is being written", "give another --output"
+    )
+    try:
+        lock.acquire()
+    except files.LockedError:
+        raise
+    except OSError as error:
+        raise WeightsError(f"cannot write to {path.parent}: {error}") from None
+    with lock:
+        files.remove_leftovers(path.parent, f".{glob.escape(path.name)}.*.partial")
+        yield
 
 
 def array_digests(tree: dict) -> dict[str, tuple]:

@@ -1,9 +1,7 @@
 """Read the weights of a trained model: a PyTorch file, a converted folder or a training run."""
 
 import dataclasses
-import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from cotnet_jax import files
 from cotnet_jax.checkpoint.checkpointer import CheckpointError, open_checkpoints, weight_kinds
-from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
 from cotnet_jax.data import class_names, imagenet
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
@@ -134,7 +133,7 @@ def read_weights(
     path: str | os.PathLike, kind: Kind | None = None, model: str | None = None
 ) -> Weights:
     """Read weights without creating the model; arguments and errors are those of ``load``."""
-    path = pathlib.Path(path)
+    path = files.local(path)
     if kind not in (None, "ema", "raw"):
         raise ValueError(f"kind must be 'ema', 'raw' or None, not {kind!r}")
     in_checkpoints = (
@@ -167,7 +166,8 @@ def read_weights(
 
 def is_converted_or_trained(path: str | os.PathLike) -> bool:
     """Return whether ``path`` is a folder made by ``convert`` or a training run's workdir."""
-    return folder.is_weights_folder(path) or _is_workdir(pathlib.Path(path))
+    path = files.local(path)
+    return folder.is_weights_folder(path) or _is_workdir(path)
 
 
 def _is_workdir(path):
@@ -198,7 +198,7 @@ def _read_folder(path, wanted):
 def _read_workdir(path, kind, step: int | None = None):
     """Read one step of a run or, without ``step``, the best one, or the latest if none is rated."""
     workdir = Workdir(path)
-    config = _read_config(workdir.config)
+    config = _read_config(workdir)
     try:
         kind = kind or weight_kinds(config)[-1]
         with open_checkpoints(workdir, config, read_only=True) as checkpointer:
@@ -235,16 +235,19 @@ def _class_names(workdir, dataset):
     return class_names.imagenet_names() if dataset.startswith(imagenet.NAME) else None
 
 
-def _read_config(file):
+def _read_config(workdir):
+    file = workdir.config
     try:
-        config = json.loads(file.read_text())
+        config = workdir.read_config()
         for section, key in _CONFIG_FIELDS:
             config[section][key]
     except FileNotFoundError:
         raise WeightsError(
             f"{file.parent}: has no {file.name}, which names the model that was trained"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except WorkdirError as error:
+        raise WeightsError(str(error)) from None
+    except (OSError, KeyError, TypeError) as error:
         raise WeightsError(f"{file}: cannot be read: {error!r}") from None
     return config
 

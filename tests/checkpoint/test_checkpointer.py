@@ -177,6 +177,35 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, example, message):
     assert (tmp_path / "1").is_dir()
 
 
+@pytest.mark.parametrize("jump", [2_000.0, 1.8e9, -1.8e9])
+def test_a_jump_of_the_clock_does_not_end_a_write(tmp_path, monkeypatch, jump):
+    """As of a machine that hears of the network's time; here at every look at the clock."""
+    now = [1e9]
+
+    def jumping_time() -> float:
+        now[0] += jump
+        return now[0]
+
+    with Checkpointer(tmp_path, timeout_seconds=1800) as checkpointer:
+        monkeypatch.setattr(time, "time", jumping_time)
+        for step in (1, 2):
+            checkpointer.save(make_state(step))
+            checkpointer.wait()
+        monkeypatch.undo()
+        assert checkpointer.all_steps() == [1, 2]
+        assert_identical(checkpointer.restore_latest(make_state(0)), make_state(2))
+
+
+def test_a_write_that_takes_too_long_is_still_an_error(tmp_path, monkeypatch):
+    now = time.monotonic()
+    with Checkpointer(tmp_path, timeout_seconds=30) as checkpointer:
+        monkeypatch.setattr(time, "monotonic", lambda: time.perf_counter() * 1e4 + now)
+        with pytest.raises(CheckpointError, match=r"Could not write the checkpoint of step 1"):
+            checkpointer.save(make_state(1))
+            checkpointer.wait()
+        monkeypatch.undo()
+
+
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"Cannot write checkpoints to .*--workdir"):

@@ -33,7 +33,7 @@ def made(tmp_path_factory):
 def threads(monkeypatch):
     """Threads instead of processes, which take seconds to start."""
     monkeypatch.setattr(
-        command, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers)
+        command, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers)
     )
 
 

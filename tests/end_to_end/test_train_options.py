@@ -13,7 +13,7 @@ from helpers.small_network import Small
 from configs import default, digits
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints
 from cotnet_jax.checkpoint.train_state import TrainState
-from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
 from cotnet_jax.data import pipeline
 from cotnet_jax.distributed import sharding
 from cotnet_jax.training import evaluate, loop, setup
@@ -221,9 +221,25 @@ def test_going_on_does_not_read_the_first_weights_again(config, tmp_path, monkey
     monkeypatch.setattr(train_state, "load", lambda *args, **kwargs: (model, given))
     loop.train(config, tmp_path)
     monkeypatch.delattr(train_state, "load")
-    config.epochs = 2
+    config.epochs, config.resume.allow_changes = 2, "epochs"
     loop.train(config, tmp_path)
     assert max(read_metrics(tmp_path / "metrics.jsonl")) == 8
+
+
+def test_resuming_with_another_batch_size_is_refused(config, tmp_path):
+    config.epochs = 1
+    loop.train(config, tmp_path)
+    config.epochs, config.batch_size = 2, 16
+    before = sorted(tmp_path.rglob("*"))
+    message = r"(?s)batch_size: 8 there, 16 here.*allow_changes=epochs,batch_size to go on"
+    with pytest.raises(WorkdirError, match=message):
+        loop.train(config, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    config.resume.allow_changes = "batch_size,epochs"
+    loop.train(config, tmp_path)
+    # The settings are this run's from now on.
+    config.resume.allow_changes = ""
+    loop.train(config, tmp_path)
 
 
 def profiles(workdir):
@@ -277,7 +293,7 @@ def test_a_profile_lies_beside_the_curves(config, tmp_path, caplog):
     loop.train(config, tmp_path)
     (profile,) = profiles(tmp_path)
     assert b"train" in profile.read_bytes()
-    config.epochs = 2
+    config.epochs, config.resume.allow_changes = 2, "epochs"
     loop.train(config, tmp_path)
     assert len(profiles(tmp_path)) == 1
     assert "asks for steps 2 to 3, but this process runs steps 5 to 8" in caplog.text

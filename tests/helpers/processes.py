@@ -10,7 +10,7 @@ from pathlib import Path
 _TESTS = Path(__file__).resolve().parents[1]
 
 
-def start_python(code: str, *arguments, devices: int = 1) -> subprocess.Popen:
+def start_python(code: str, *arguments, devices: int = 1, stdin: bool = False) -> subprocess.Popen:
     """Starts ``python -c code arguments`` on the CPU with so many fake devices.
 
     ``code`` is dedented, and can import the package, the configs and the tests' helpers.
@@ -18,6 +18,7 @@ def start_python(code: str, *arguments, devices: int = 1) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         env=_environment(devices),
+        stdin=subprocess.PIPE if stdin else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

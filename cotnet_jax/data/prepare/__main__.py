@@ -10,6 +10,7 @@ from cotnet_jax import command_line
 from cotnet_jax.data.prepare.command import prepare
 from cotnet_jax.data.prepare.dataset import PrepareError
 from cotnet_jax.data.prepare.listing import SourceError
+from cotnet_jax.files import LockedError
 
 _EXAMPLES = (
     "python -m cotnet_jax.data.prepare imagenet --source=downloads --output=tensorflow_datasets",
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             check=not args.no_check,
             checksums=not args.no_checksum,
         )
-    except (SourceError, PrepareError) as error:
+    except (SourceError, PrepareError, LockedError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(
@@ -94,7 +95,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    return Path(command_line.path(text))
 
 
 if __name__ == "__main__":

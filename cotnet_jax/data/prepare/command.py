@@ -4,6 +4,7 @@ import multiprocessing
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
+from cotnet_jax import files
 from cotnet_jax.data import imagenet
 from cotnet_jax.data.prepare import dataset, report, shards
 from cotnet_jax.data.prepare.checksums import compare_checksums
@@ -16,6 +17,7 @@ from cotnet_jax.data.prepare.plan import (
     plan_copy,
     plan_images,
 )
+from cotnet_jax.data.workers import exit_with_main_process
 
 
 def prepare(
@@ -34,6 +36,7 @@ def prepare(
     Raises:
       SourceError: the source is not as expected.
       PrepareError: the dataset cannot be written to the output.
+      LockedError: another process prepares the same output.
       OSError: from reading or writing; finished files are kept.
       BrokenProcessPool: a worker was killed; finished files are kept.
     """
@@ -48,9 +51,21 @@ def prepare(
         raise dataset.PrepareError(
             f"{folder} is not empty and not a prepared dataset; choose another --output"
         )
+    busy, advice = f"another process prepares {folder}", "choose another --output"
+    with files.FolderLock(files.lock_file_beside(folder), busy, advice):
+        _prepare(is_imagenet, source, output, folder, workers, check, checksums)
+
+
+def _prepare(is_imagenet, source, output, folder, workers, check, checksums) -> None:
+    """Do what ``prepare`` does, in a folder that this process has for itself."""
+    if (folder / "dataset_info.json").exists():
+        print(f"{folder} is already there; nothing to do.")
+        return
     # Spawned because forking a process that has threads may hang.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=exit_with_main_process, initargs=(0, 0)
+    ) as pool:
         try:
             if is_imagenet:
                 plan, differences, archives = _plan_imagenet(source, folder, pool)

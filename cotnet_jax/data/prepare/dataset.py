@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
+from cotnet_jax import files
 from cotnet_jax.data.prepare import report
 from cotnet_jax.data.prepare.plan import Plan
 from cotnet_jax.data.prepare.shards import Shard, ShardResult, write
@@ -45,6 +46,8 @@ def write_dataset(plan: Plan, pool: Executor, check: bool) -> dict[Shard, ShardR
     """
     folder = plan.incomplete
     folder.mkdir(parents=True, exist_ok=True)
+    # Of a process that was killed: another one that lives would hold the lock.
+    files.remove_leftovers(folder, "writing_*")
     results = _read_progress(plan, check)
     missing = [shard for shard in plan.shards if shard not in results]
     _check_space(plan, results)
@@ -124,9 +127,10 @@ def finish(
         supervised_keys=("image", "label"),
         check_data=False,
     )
-    (folder / report.FILE_NAME).write_text(json.dumps(report_contents, indent=2) + "\n")
+    files.write_whole(folder / report.FILE_NAME, json.dumps(report_contents, indent=2) + "\n")
     (folder / _PROGRESS).unlink()
     os.rename(folder, plan.output)
+    files.sync_folder(plan.output.parent)
 
 
 def _num_records(path: Path) -> int:
@@ -155,7 +159,7 @@ def _read_progress(plan: Plan, check: bool) -> dict[Shard, ShardResult]:
     head = {"fingerprint": plan.fingerprint, "check": check}
     lines = _json_lines(path) if path.exists() else []
     if not lines:
-        path.write_text(json.dumps(head) + "\n")
+        files.write_whole(path, json.dumps(head) + "\n")
         return {}
     if lines[0] != head:
         raise PrepareError(

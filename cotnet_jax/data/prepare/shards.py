@@ -72,7 +72,7 @@ def write(shard: Shard, plain_jpeg: bool, check: bool) -> ShardResult:
         file does not exist then.
     """
     result = ShardResult()
-    temporary = shard.path.with_name(f"writing_{shard.path.name}")
+    temporary = shard.path.with_name(f"writing_{os.getpid()}_{shard.path.name}")
     writer = ArrayRecordWriter(str(temporary), "group_size:1")
     try:
         records = (

@@ -1,0 +1,96 @@
+"""Files that are there whole or not at all, whatever ends the process or the machine."""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# Names of what is being written begin with it, files and folders alike.
+UNFINISHED = ".writing-"
+
+
+def unfinished_name(path: str | os.PathLike) -> Path:
+    """Return a new name beside ``path`` for what will be renamed to it."""
+    path = Path(path)
+    return path.with_name(f"{UNFINISHED}{secrets.token_hex(4)}-{path.name}")
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file by one rename: whoever reads it finds the old content or the new one.
+
+    It is on the disk before it gets its name, so that not even a power cut leaves half of it.
+
+    Raises:
+      OSError: it could not be written; the old content is there, and nothing else is left.
+    """
+    path = Path(path)
+    unfinished = unfinished_name(path)
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def append_line(path: str | os.PathLike, line: str) -> None:
+    """Append a line, after ending one that a kill has left without its end.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    with open(path, "a+b") as file:
+        # In one write, with what ends a torn line.
+        file.write((b"" if _ends_with_newline(file) else b"\n") + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Wait until the names in a folder are on the disk, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_leftovers(folder: str | os.PathLike, *patterns: str) -> list[Path]:
+    """Remove what killed processes left in a folder, and return what was removed.
+
+    Call it with the folder's lock held, or it may be a living process's.
+
+    Args:
+      folder: looked through, but not the folders in it; it may be missing.
+      *patterns: of names, as in glob, besides those of ``unfinished_name``.
+    """
+    removed = []
+    for path in _matching(Path(folder), (f"{UNFINISHED}*", *patterns)):
+        with contextlib.suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(path)
+    return removed
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    yield from sorted(found)
+
+
+def _ends_with_newline(file) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
