@@ -16,6 +16,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
+from cotnet_jax.data.dataset_folder import open_folder
+
 # Share of each class's images that goes to the split 'test'.
 _TEST_SHARE = 0.2
 
@@ -98,7 +100,7 @@ def builder(data_dir: str = "") -> tfds.core.DatasetBuilder:
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return tfds.builder_from_directory(final)
+    return open_folder(final)
 
 
 def cache_dir() -> Path:
