@@ -15,6 +15,8 @@ import ml_collections
 from absl import logging
 from clu import parameter_overview
 
+from cotnet_jax.data.file_names import as_text
+
 # What a run cannot change: the shapes of the weights, and what they are trained on.
 _FIXED_FIELDS = (
     ("model", "name"),
@@ -126,7 +128,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             _replace_text(self.config, config_text)
             _replace_text(self.parameters, overview)
-            _replace_text(self.classes, "\n".join(class_names))
+            _replace_text(self.classes, "\n".join(map(as_text, class_names)))
             with self.starts.open("a") as file:
                 file.write(json.dumps(environment) + "\n")
         except OSError as error:
