@@ -27,6 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.init_from = ""
     # Kind of those weights: "ema", "raw", or "" = the EMA where there is one.
     config.init_kind = ""
+    # True: use weights whose classes have other names than the dataset's, in the order they have.
+    config.accept_classes = False
 
     config.model = model = ml_collections.ConfigDict()
     # One of cotnet_jax.list_models().
@@ -74,6 +76,13 @@ def get_config() -> ml_collections.ConfigDict:
     data.prefetch = 2
     # A run stops when more than this fraction of its images cannot be decoded.
     data.max_undecodable = 0.001
+    # Pixels of the largest image that is decoded (537 MB as RGB); a larger one, by its header,
+    # counts as undecodable. This default is the most that Pillow opens.
+    data.max_pixels = 178_956_970
+    # True: images are turned upright as their EXIF orientation says. None: those of a prepared
+    # folder (data.name is a path) are, and no others: ImageNet's published accuracy was measured
+    # without.
+    data.exif_orientation = config_dict.placeholder(bool)
 
     config.augment = augment = ml_collections.ConfigDict()
     # Random resized crop: fraction of the area, and width / height.

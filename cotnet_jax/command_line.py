@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import os
 import sys
 import textwrap
@@ -14,6 +15,13 @@ KINDS = ("ema", "raw")
 _WIDTH = 100
 # Options up to this long share the line of their description.
 _INDENT = 27
+
+
+def print_any_name() -> None:
+    """Let standard output hold names of files that are not UTF-8, as the bytes that they are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        utf_8 = sys.stdout.encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+        sys.stdout.reconfigure(errors="surrogateescape" if utf_8 else "backslashreplace")
 
 
 class Parser(argparse.ArgumentParser):

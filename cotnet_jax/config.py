@@ -11,6 +11,7 @@ import ml_collections
 
 from cotnet_jax import files
 from cotnet_jax.data import randaugment
+from cotnet_jax.data.transforms import MAX_PIXELS
 from cotnet_jax.models.variants import get_variant
 
 
@@ -92,6 +93,7 @@ RANGES = {
     "data.num_workers": at_least(-1),
     "data.prefetch": at_least(1),
     "data.max_undecodable": between(0, 1),
+    "data.max_pixels": between(1, MAX_PIXELS),
     "augment.scale": fraction_pair(),
     "augment.ratio": positive_pair(),
     "augment.flip": between(0, 1),

@@ -23,6 +23,7 @@ EXAMPLES = (
 
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
+    command_line.print_any_name()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     # JAX takes seconds to import: wrong options are reported before that.

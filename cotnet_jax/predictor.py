@@ -9,14 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from cotnet_jax import files
-from cotnet_jax.data import class_names, imagenet, transforms
+from cotnet_jax.data import class_names, file_names, imagenet, transforms
 from cotnet_jax.data.normalize import normalize
 from cotnet_jax.data.transforms import IMAGE_SUFFIXES
 from cotnet_jax.models.contexts import CoTContexts, cot_contexts
 from cotnet_jax.models.cotnet import create_model
 from cotnet_jax.weights import Kind, Weights, read_weights
+
+# The largest image that is decoded, as 16-bit RGBA without compression.
+_MAX_BYTES = 8 * transforms.MAX_PIXELS
 
 
 class Predictor:
@@ -81,22 +85,23 @@ class Predictor:
         return cls(read_weights(path, kind, model), names)
 
     def prepare(self, image: str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
-        """Decode, resize and crop an image as in evaluation.
+        """Decode, turn upright, resize and crop an image as in evaluation.
 
         Args:
-          image: path of a file, bytes of a file, or decoded pixels, uint8 [H, W, 3], RGB.
+          image: path of a file, bytes of a file, or decoded pixels, uint8 [H, W, 3], RGB. The EXIF
+            orientation of files is applied.
 
         Returns:
           uint8 [size, size, 3], RGB.
 
         Raises:
-          OSError, transforms.DecodeError: the image cannot be read.
+          OSError, transforms.DecodeError, MemoryError: the image cannot be read, or is too large.
           ValueError: the pixels have another dtype or shape.
         """
         if isinstance(image, (str, os.PathLike)):
-            image = files.local(image).read_bytes()
+            image = _read_file(image)
         if isinstance(image, bytes):
-            image = transforms.decode(image)
+            image = transforms.decode(image, exif_orientation=True)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"pixels must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}"
@@ -179,7 +184,9 @@ class Predictor:
     def _try(self, path):
         try:
             return self.prepare(path)
-        except (OSError, transforms.DecodeError) as error:
+        except MemoryError:
+            return "not enough memory for this image"
+        except (OSError, ValueError) as error:
             return str(error)
 
     def _classify(self, paths, prepared, top, batch_size):
@@ -200,6 +207,9 @@ class Predictor:
 def find_images(paths: Iterable) -> list[pathlib.Path]:
     """Return these files and, of folders, all image files below them, sorted.
 
+    Links to folders are followed. What systems and programs leave in folders, links that lead
+    nowhere and the like are left out, with a warning for each folder.
+
     Raises:
       ValueError: lists every path that does not exist and every folder without an image.
     """
@@ -208,16 +218,20 @@ def find_images(paths: Iterable) -> list[pathlib.Path]:
         # Looked up by its absolute path, reported as it was given.
         place = files.local(path)
         if place.is_dir():
+            left_out: list[tuple[str, str]] = []
             inside = sorted(
-                path / p.relative_to(place)
-                for p in place.rglob("*")
-                if p.suffix.lower() in IMAGE_SUFFIXES
+                path / found_path.relative_to(place)
+                for found_path in _images_below(place, left_out, ())
             )
             if not inside:
                 problems.append(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
+            for line in file_names.left_out_lines(path, left_out):
+                logging.warning("%s", line)
             found += inside
         elif place.exists():
             found.append(path)
+        elif place.is_symlink():
+            problems.append(f"{path}: a link that leads nowhere, to {os.readlink(place)}")
         else:
             problems.append(f"{path}: no such file or folder")
     if problems:
@@ -225,6 +239,43 @@ def find_images(paths: Iterable) -> list[pathlib.Path]:
             "\n  ".join([f"{len(problems)} of the given paths have no image:", *problems])
         )
     return found
+
+
+def _images_below(
+    folder: pathlib.Path, left_out: list[tuple[str, str]], above: tuple[tuple[int, int], ...]
+) -> Iterator[pathlib.Path]:
+    """Yield the images in a folder and those below; add (path, reason) of what is left out.
+
+    Args:
+      above: device and inode of the folders that this one is in, to notice links in a circle.
+    """
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        left_out.append((str(folder), file_names.LOOP))
+        return
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        left_out.append((str(folder), file_names.UNREADABLE))
+        return
+    for path in entries:
+        reason = file_names.why_no_image(path)
+        if reason == file_names.FOLDER:
+            yield from _images_below(path, left_out, (*above, here))
+        elif not reason:
+            yield path
+        # Other files are no surprise beside images.
+        elif reason != file_names.SUFFIX:
+            left_out.append((str(path), reason))
+
+
+def _read_file(path: str | os.PathLike) -> bytes:
+    path = files.local(path)
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
+        raise transforms.DecodeError(f"a file of {size:,} bytes, more than any image takes")
+    return path.read_bytes()
 
 
 def _default_names(count):

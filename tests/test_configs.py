@@ -115,6 +115,7 @@ BAD = {
     "data.num_workers": -2,
     "data.prefetch": 0,
     "data.max_undecodable": 1.1,
+    "data.max_pixels": 200_000_000,
     "augment.scale": (0.5, 0.1),
     "augment.ratio": (0.0, 1.0),
     "augment.flip": 1.5,
@@ -152,6 +153,8 @@ BAD = {
 # Anything goes, or it is looked at where it is used.
 UNCHECKED = {
     "init_from",
+    "accept_classes",
+    "data.exif_orientation",
     "model.sync_batch_norm",
     "ema.warmup",
     "data.name",

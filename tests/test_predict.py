@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -112,6 +113,93 @@ def test_find_images(images, tmp_path):
         find_images([images, tmp_path / "empty", tmp_path / "none.jpg"])
     assert "no image in this folder" in str(error.value)
     assert "no such file or folder" in str(error.value)
+
+
+def test_find_images_leaves_out_what_is_none(images, tmp_path, caplog):
+    wanted = ["0.jpg", "a.dir/1.png", "linked/a.png"]
+    for name in [
+        *("0.jpg", "a.dir/1.png", "._0.jpg", ".ipynb_checkpoints/2.png", "__MACOSX/._0.jpg"),
+        *("Thumbs.db", ".DS_Store", "@eaDir/0.jpg", "lost+found/3.png", "notes.txt"),
+    ]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "a.dir" / "circle").symlink_to(tmp_path)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "a.png").symlink_to(images / "a.png")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    odd = tmp_path / os.fsdecode(b"\xff.png")
+    odd.write_bytes(b"")
+    found = find_images([tmp_path])
+    assert found == sorted([*(tmp_path / name for name in wanted), odd])
+    for words in (
+        "left out 7 files and folders that systems and programs leave behind",
+        "left out 1 links that lead nowhere",
+        "left out 1 links to a folder that they are in",
+        "left out 1 entries that are neither files nor folders",
+    ):
+        assert words in caplog.text
+    # What is named is taken as it is.
+    assert find_images([tmp_path / "._0.jpg"]) == [tmp_path / "._0.jpg"]
+    with pytest.raises(ValueError, match=r"gone.png: a link that leads nowhere, to .*nowhere"):
+        find_images([tmp_path / "gone.png"])
+
+
+def test_images_that_eat_the_machine_leave_their_neighbours_alone(
+    folder, images, tmp_path, monkeypatch
+):
+    predictor = Predictor.load(folder)
+    good = next(predictor.predict_files([images / "a.png"]))
+    bomb = tmp_path / "bomb.ppm"
+    bomb.write_bytes(b"P6 65000 65000 255\n")
+    sparse = tmp_path / "sparse.jpg"
+    with sparse.open("wb") as file:
+        file.truncate(1 << 40)
+    long = tmp_path / "long.png"
+    Image.new("RGB", (20_000, 1)).save(long)
+    scarce = tmp_path / "scarce.bmp"
+    Image.new("RGB", (123, 1)).save(scarce)
+    transform = transforms.eval_transform
+
+    def may_fail(image, *args, **kwargs):
+        if image.shape[1] == 123:
+            raise MemoryError
+        return transform(image, *args, **kwargs)
+
+    monkeypatch.setattr(transforms, "eval_transform", may_fail)
+    paths = [bomb, images / "a.png", sparse, long, scarce, images / "a.png"]
+    results = list(predictor.predict_files(paths, batch_size=1))
+    assert results[1] == results[5] == good
+    assert "top" in results[3]
+    assert [results[i]["error"].split(":")[0] for i in (0, 2, 4)] == [
+        "more pixels than the limit of 178,956,970",
+        "a file of 1,099,511,627,776 bytes, more than any image takes",
+        "not enough memory for this image",
+    ]
+
+
+def test_phones_images_are_turned_upright(folder, tmp_path):
+    predictor = Predictor.load(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
+    np.testing.assert_array_equal(
+        predictor.prepare(tmp_path / "phone.png"), predictor.prepare(np.rot90(pixels, -1).copy())
+    )
+
+
+def test_command_with_a_name_that_is_not_utf_8(folder, tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.png")
+    Image.new("RGB", (9, 9)).save(path)
+    result = subprocess.run(
+        [sys.executable, "-m", "cotnet_jax.predict", f"--weights={folder}", tmp_path],
+        capture_output=True,
+        cwd=ROOT,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.splitlines()[0] == os.fsencode(path)
 
 
 def test_names(folder):

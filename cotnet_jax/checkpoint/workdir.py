@@ -22,6 +22,7 @@ from cotnet_jax.checkpoint.config_changes import (
     change_of,
     find_differences,
 )
+from cotnet_jax.data.file_names import as_text
 from cotnet_jax.distributed.first_process import run_on_first
 
 # Longest time that processes wait for the first one's work on a few small files.
@@ -242,7 +243,7 @@ class Workdir:
             files.append_line(self.starts, json.dumps(start))
             files.write_whole(self.config, config_text + "\n")
             files.write_whole(self.parameters, overview + "\n")
-            files.write_whole(self.classes, "\n".join(class_names) + "\n")
+            files.write_whole(self.classes, "\n".join(map(as_text, class_names)) + "\n")
 
 
 def describe_environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -13,20 +13,36 @@ def imagenet_names() -> tuple[str, ...]:
 
     Source: see the head of imagenet_classes.txt.
     """
-    lines = _IMAGENET.read_text(encoding="utf-8").splitlines()
-    return tuple(line.split("\t", 1)[1] for line in lines if not line.startswith("#"))
+    return tuple(name for _, name in _imagenet_rows())
+
+
+def imagenet_wnids() -> tuple[str, ...]:
+    """Return the WordNet ids of ImageNet's 1,000 classes, by which TFDS names them."""
+    return tuple(wnid for wnid, _ in _imagenet_rows())
 
 
 def read_names(path: str | os.PathLike) -> tuple[str, ...]:
     """Read class names from a text file, one per line.
+
+    A byte-order mark and empty lines at the end are not read. Lines end at a line feed, with or
+    without a carriage return, and at nothing else that Unicode calls a line break.
 
     Raises:
       OSError: the file cannot be read.
       ValueError: the file is not UTF-8 text.
     """
     try:
-        return tuple(files.local(path).read_text(encoding="utf-8").splitlines())
+        text = files.local(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file with one class name per line") from None
     except OSError as error:
         raise OSError(f"{path}: cannot read class names: {error.strerror}") from None
+    lines = text.split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return tuple(lines)
+
+
+def _imagenet_rows() -> list[list[str]]:
+    lines = _IMAGENET.read_text(encoding="utf-8").splitlines()
+    return [line.split("\t", 1) for line in lines if not line.startswith("#")]

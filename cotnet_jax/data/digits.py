@@ -17,6 +17,7 @@ from absl import logging
 from PIL import Image
 
 from cotnet_jax import files
+from cotnet_jax.data.dataset_folder import open_folder
 
 # Share of each class's images that goes to the split 'test'.
 _TEST_SHARE = 0.2
@@ -92,7 +93,7 @@ def builder(data_dir: str = "") -> tfds.core.DatasetBuilder:
             if not _is_written(final):
                 files.remove_leftovers(final.parent)
                 _write(final)
-    return tfds.builder_from_directory(final)
+    return open_folder(final)
 
 
 def _is_written(folder: Path) -> bool:

@@ -4,6 +4,7 @@ An example is {"image": uint8 [S, S, 3], "label": int32, "undecodable": int64}. 
 index if its image cannot be decoded and another image or black was put in its place, else -1.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from cotnet_jax.data import randaugment, transforms
-from cotnet_jax.data.sources import Source
+from cotnet_jax.data.sources import LabelError, Source
 from cotnet_jax.data.undecodable import UndecodableError
 
 # A training image that cannot be decoded is replaced by the next one that can, at most this far on.
@@ -32,6 +33,8 @@ class TrainExample:
 
     def __init__(self, source: Source, config: ml_collections.ConfigDict):
         self._source = source
+        self._split = config.data.train_split
+        self._decode = _decoder(source, config.data)
         self._size = config.data.image_size
         self._interpolation = config.data.interpolation
         self._mean, self._std = tuple(config.data.mean), tuple(config.data.std)
@@ -44,19 +47,21 @@ class TrainExample:
 
         Raises:
           UndecodableError: this image and all the images that could replace it are undecodable.
+          LabelError: the label is not that of a class.
         """
-        last_error = None
+        last_error: Exception | None = None
         for offset in range(_MAX_REPLACEMENTS):
-            element = self._source[(index + offset) % len(self._source)]
-            image = element["image"]
-            if isinstance(image, bytes):
-                try:
-                    decoded = transforms.decode(image)
-                except transforms.DecodeError as error:
-                    last_error = error
-                    continue
-                image = self.augment(decoded, rng)
-            return _example(image, element["label"], undecodable=index if offset else -1)
+            record = (index + offset) % len(self._source)
+            try:
+                element = self._source[record]
+                image = element["image"]
+                if isinstance(image, bytes):
+                    image = self.augment(self._decode(image), rng)
+            except (transforms.DecodeError, MemoryError) as error:
+                last_error = error
+                continue
+            label = _check_label(element["label"], self._source, self._split, record)
+            return _example(image, label, undecodable=index if offset else -1)
         raise UndecodableError(
             f"none of the {_MAX_REPLACEMENTS} images from index {index} on can be decoded: "
             f"{last_error}"
@@ -105,7 +110,7 @@ class EvalExample:
     """Make the evaluation example of an index, with "mask": float32.
 
     The mask is 1, or 0 for indices past the end of the split, whose images are black. An image
-    that cannot be decoded is black with mask 1.
+    that cannot be decoded is black with mask 1; if its whole record cannot be read, its label is 0.
 
     Args:
       source: the evaluation split.
@@ -120,21 +125,28 @@ class EvalExample:
         example_fields: ExampleFields | None = None,
     ):
         self._source = source
+        self._split = config.data.eval_split
+        self._decode = _decoder(source, config.data)
         self._fields = example_fields or {}
         self._size = config.data.image_size
         self._crop = config.data.crop
         self._interpolation = config.data.interpolation
 
     def __call__(self, index: int) -> Example:
-        """Return the example of an index."""
+        """Return the example of an index.
+
+        Raises:
+          LabelError: the label is not that of a class.
+        """
         image = np.zeros((self._size, self._size, 3), np.uint8)
         label, undecodable, mask, element = 0, -1, 0, None
         if index < len(self._source):
-            element = self._source[index]
-            label, mask = element["label"], 1
+            mask = 1
             try:
+                element = self._source[index]
+                label = _check_label(element["label"], self._source, self._split, index)
                 image = self._transform(element["image"])
-            except transforms.DecodeError:
+            except (transforms.DecodeError, MemoryError):
                 undecodable = index
         example = _example(image, label, undecodable) | {"mask": np.float32(mask)}
         return example | {name: field(element) for name, field in self._fields.items()}
@@ -143,11 +155,36 @@ class EvalExample:
         if not isinstance(image, bytes):
             return image
         return transforms.eval_transform(
-            transforms.decode(image),
+            self._decode(image),
             self._size,
             crop=self._crop,
             interpolation=self._interpolation,
         )
+
+
+def _decoder(source: Source, data: ml_collections.ConfigDict) -> Callable[[bytes], np.ndarray]:
+    """Return ``transforms.decode`` with the limit and the EXIF orientation of config.data."""
+    exif = data.exif_orientation
+    if exif is None:
+        exif = getattr(source, "exif_orientation", False)
+    return functools.partial(transforms.decode, max_pixels=data.max_pixels, exif_orientation=exif)
+
+
+def _check_label(label: int, source: Source, split: str, record: int) -> int:
+    """Return the label, if it is that of a class.
+
+    Raises:
+      LabelError: it is not; names split, record and label.
+    """
+    if not 0 <= label < source.num_classes:
+        unlabelled = " (TFDS's mark of an image without a label)" if label == -1 else ""
+        raise LabelError(
+            f"record {record} of split {split!r} has the label {label}{unlabelled}, but the "
+            f"dataset's {source.num_classes} classes are 0 to {source.num_classes - 1}; choose a "
+            "labelled split by --config.data.train_split and --config.data.eval_split, or mend "
+            "the dataset"
+        )
+    return label
 
 
 def _example(image: np.ndarray, label: int, undecodable: int) -> Example:

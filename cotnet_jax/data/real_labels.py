@@ -28,7 +28,7 @@ def read_real_labels(path: str | Path) -> np.ndarray:
       ValueError: there is no such file, or it has another format; the message says what is wrong.
     """
     try:
-        lists = json.loads(files.local(path).read_text())
+        lists = json.loads(files.local(path).read_text().removeprefix("\ufeff"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:

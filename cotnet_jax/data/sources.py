@@ -13,6 +13,14 @@ import tensorflow_datasets as tfds
 
 from cotnet_jax import files
 from cotnet_jax.data import digits, imagenet
+from cotnet_jax.data.dataset_folder import (
+    DatasetError,
+    check_features,
+    check_shards,
+    first_line,
+    open_folder,
+)
+from cotnet_jax.data.transforms import DecodeError
 
 _SYNTHETIC_CLASS_NAMES = tuple(f"class {index}" for index in range(imagenet.NUM_CLASSES))
 _SYNTHETIC_MARGIN = 64
@@ -44,11 +52,16 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Element: ...
+    def __getitem__(self, index: int) -> Element:
+        """Return an element.
+
+        Raises:
+          DecodeError: its record is damaged.
+        """
 
 
-class DatasetError(ValueError):
-    """The configured dataset cannot be read; the message says why and what to type."""
+class LabelError(ValueError):
+    """A record's label is not that of a class; the message names split, record and label."""
 
 
 def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
@@ -59,7 +72,8 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
       split: name of a split or a TFDS slice of it, such as "train" or "train[:10%]".
 
     Raises:
-      DatasetError: the dataset or the split does not exist, or is not in the ArrayRecord format.
+      DatasetError: the dataset or the split does not exist, is damaged, or is not in the
+        ArrayRecord format.
     """
     if data.name == "synthetic":
         return Synthetic(split, data.image_size, imagenet.NUM_IMAGES, _SYNTHETIC_CLASS_NAMES)
@@ -69,7 +83,9 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
         if data.fake and data.name == imagenet.NAME:
             return Synthetic(split, data.image_size, imagenet.NUM_IMAGES, _SYNTHETIC_CLASS_NAMES)
         raise
-    source = TfdsSource(builder, split)
+    # ImageNet's published accuracy was measured without.
+    own = builder.name != imagenet.NAME and _is_folder(data.name)
+    source = TfdsSource(builder, split, exif_orientation=own)
     if data.fake:
         sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
         return Synthetic(split, data.image_size, sizes, source.class_names)
@@ -77,20 +93,43 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
 
 
 class TfdsSource:
-    """A split of a TFDS dataset on disk; its images stay compressed."""
+    """A split of a TFDS dataset on disk; its images stay compressed.
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+    Args:
+      builder: the dataset.
+      split: as in ``open_source``.
+      exif_orientation: the attribute.
+
+    Attributes:
+      num_classes, class_names: as in ``Source``.
+      exif_orientation: whether images are turned upright where the configuration leaves it open:
+        those of a person's own folder, which may come from phones.
+    """
+
+    def __init__(
+        self, builder: tfds.core.DatasetBuilder, split: str, *, exif_orientation: bool = False
+    ):
         info = builder.info
-        missing = {"image", "label"} - set(info.features or ())
+        features = info.features or {}
+        missing = {"image", "label"} - set(features)
         if missing:
             raise DatasetError(
                 f"{builder.data_dir} has no feature {' and no '.join(sorted(missing))}; "
                 "classification needs 'image' and 'label'"
             )
+        for name, kind in {"image": tfds.features.Image, "label": tfds.features.ClassLabel}.items():
+            if not isinstance(features[name], kind):
+                raise DatasetError(
+                    f"{builder.data_dir}: its feature {name!r} is {type(features[name]).__name__}; "
+                    f"classification needs {kind.__name__}"
+                )
+        if not features["label"].num_classes:
+            raise DatasetError(f"{builder.data_dir}: its feature 'label' has no classes")
         try:
             self._source = builder.as_data_source(
                 split, decoders={"image": tfds.decode.SkipDecoding()}
             )
+            files = info.splits[split].file_instructions
         except NotImplementedError as error:
             raise DatasetError(
                 f"{builder.data_dir} is not in the ArrayRecord format; rewrite it with\n"
@@ -101,19 +140,27 @@ class TfdsSource:
             raise DatasetError(
                 f"no split {split!r} in {builder.data_dir}; it has {', '.join(info.splits)}"
             ) from error
-        self.num_classes = info.features["label"].num_classes
-        self.class_names = tuple(info.features["label"].names)
+        check_shards(builder.data_dir, files)
+        self.num_classes = features["label"].num_classes
+        self.class_names = tuple(features["label"].names)
+        self.exif_orientation = exif_orientation
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Element:
-        element = self._source[index]
-        return {
-            "image": element["image"],
-            "label": int(element["label"]),
-            "file_name": element.get("file_name", b"").decode(),
-        }
+        try:
+            element = self._source[index]
+            return {
+                "image": element["image"],
+                "label": int(element["label"]),
+                "file_name": element.get("file_name", b"").decode(errors="backslashreplace"),
+            }
+        # ArrayRecord, Riegeli, protocol buffers and TFDS each have exceptions of their own.
+        except Exception as error:
+            if not 0 <= index < len(self):
+                raise
+            raise DecodeError(f"record {index} cannot be read: {error}") from error
 
 
 @dataclasses.dataclass
@@ -150,18 +197,30 @@ class Synthetic:
         return {"image": window, "label": index % self.num_classes, "file_name": ""}
 
 
+def _is_folder(name: str) -> bool:
+    return name != "digits" and _folder_path(name).is_dir()
+
+
+def _folder_path(name: str) -> Path:
+    return Path(name if files.is_url(name) else files.expand(name))
+
+
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if name == "digits":
         return digits.builder(data_dir)
     data_dir = files.expand(data_dir) if data_dir else ""
-    path = Path(name if files.is_url(name) else files.expand(name))
-    if path.is_dir():
-        return tfds.builder_from_directory(_version_dir(path))
+    if _is_folder(name):
+        return open_folder(_version_dir(_folder_path(name)))
     if name.startswith((".", "/", "~")):
         raise DatasetError(
             f"config.data.name = {name!r}: no such folder; prepare it with\n{_PREPARE_FOLDER}{name}"
         )
     data_dir = data_dir or tfds.core.constants.DATA_DIR
+    # For datasets that it does not know TFDS reads the classes' names from there, too.
+    for features in (Path(data_dir) / name.split(":")[0].split("/")[0]).rglob(
+        "features.json"
+    ):
+        check_features(features.parent)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError:
@@ -170,6 +229,10 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f"TFDS; use 'digits', 'synthetic', a TFDS name such as {imagenet.NAME!r}, or a folder "
             f"prepared by\n{_PREPARE_FOLDER}FOLDER"
         ) from None
+    except Exception as error:
+        raise DatasetError(
+            f"dataset {name!r} in {data_dir} cannot be opened: {first_line(error)}"
+        ) from error
     if not builder.is_prepared():
         if builder.name == imagenet.NAME:
             command = (

@@ -5,16 +5,27 @@ Pillow images, which saves a conversion per step. All randomness comes from the 
 in.
 """
 
+import functools
 import io
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from cotnet_jax.data.depth import to_rgb
 
 # File name suffixes, in lower case, by which images are found in folders.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+# Pixels of the largest image that is decoded: the most that Pillow opens, 13,377 x 13,377. As RGB
+# it takes 537 MB; phones take up to 200 million, of which half is the most that they store by
+# default.
+MAX_PIXELS = 178_956_970
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -22,47 +33,127 @@ _FILTERS = {
 }
 _JPEG_START = b"\xff\xd8"
 _CROP_ATTEMPTS = 10
+# Longer images, in multiples of the short side, are cropped before they are resized.
+_LONG = 16
 
 
 class DecodeError(ValueError):
     """The bytes are not a complete image of a known format."""
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, exif_orientation: bool = False
+) -> np.ndarray:
     """Decode an image of any format that Pillow reads.
 
     JPEG is decoded by simplejpeg, which gives Pillow's pixels in two thirds of the time; what it
-    refuses (CMYK, a PNG named .JPEG, harmless damage) is decoded by Pillow. The EXIF orientation
-    is not applied, as in the training of the published models.
+    refuses (CMYK, a PNG named .JPEG, harmless damage) is decoded by Pillow.
 
     Args:
       data: the whole compressed file.
+      max_pixels: an image that has more, by its header, is not decoded. Pillow itself opens no
+        more than ``MAX_PIXELS``.
+      exif_orientation: turn the image upright as its EXIF orientation says; by default it stays as
+        it is stored, as in the training of the published models.
 
     Returns:
-      uint8 [H, W, 3], RGB. Greyscale is repeated over the channels, transparency is dropped.
+      uint8 [H, W, 3], RGB. Greyscale is repeated over the channels, transparency is dropped, and
+      any depth is scaled to 8 bits.
 
     Raises:
-      DecodeError: the image is truncated, damaged or of an unknown format.
+      DecodeError: the image is truncated, damaged, of an unknown format or too large.
     """
-    if data[:2] == _JPEG_START:
-        try:
-            # simplejpeg's CMYK is one level off Pillow's.
-            if simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
-                return simplejpeg.decode_jpeg(data, colorspace="RGB")
-        except ValueError:
-            pass
     try:
-        with Image.open(io.BytesIO(data)) as pil_image:
-            if pil_image.mode.startswith("I;16"):
-                # Pillow would clip 16-bit grey at 255 instead of scaling it.
-                grey = (np.asarray(pil_image) >> 8).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=-1)
-            return np.array(pil_image.convert("RGB"))
+        image = _decode_jpeg(data, max_pixels) if data[:2] == _JPEG_START else None
+        if image is None:
+            image, orientation = _decode_by_pillow(data, max_pixels, exif_orientation)
+        else:
+            orientation = _jpeg_orientation(data) if exif_orientation else 1
+        return _upright(image, orientation)
+    except DecodeError:
+        raise
     except UnidentifiedImageError as error:
         raise DecodeError(f"not a known image format ({len(data)} bytes)") from error
+    # Pillow's own limit, which comes before ours where both are exceeded.
+    except Image.DecompressionBombError as error:
+        raise DecodeError(
+            f"more pixels than the limit of {MAX_PIXELS:,}: make it smaller"
+        ) from error
+    except MemoryError as error:
+        raise DecodeError(f"not enough memory to decode an image of {len(data)} bytes") from error
     # Pillow's decoders raise whatever their format's parser meets (struct.error, SyntaxError, ...).
     except Exception as error:
         raise DecodeError(f"cannot decode an image of {len(data)} bytes: {error}") from error
+
+
+def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
+    """Return the pixels, or None where Pillow should try."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_size(width, height, max_pixels)
+    # simplejpeg's CMYK is one level off Pillow's.
+    if colorspace in ("CMYK", "YCCK"):
+        return None
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:
+        return None
+
+
+def _decode_by_pillow(
+    data: bytes, max_pixels: int, exif_orientation: bool
+) -> tuple[np.ndarray, int]:
+    """Return the pixels and the EXIF orientation that is left to apply."""
+    with Image.open(io.BytesIO(data)) as pil_image:
+        # Nothing but the header is read until here.
+        _check_size(*pil_image.size, max_pixels)
+        pil_image.load()
+        image = to_rgb(pil_image)
+        # Read after the pixels: PNG may have it behind them, and of TIFF Pillow has applied it.
+        return image, _orientation(pil_image) if exif_orientation else 1
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise DecodeError(
+            f"{width} x {height} pixels, more than the limit of {max_pixels:,}: make it smaller"
+        )
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(data)) as pil_image:
+            return _orientation(pil_image)
+    except Exception:
+        return 1
+
+
+def _orientation(pil_image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, upright, where there is none that can be read."""
+    try:
+        return pil_image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Damaged EXIF does no harm.
+    except Exception:
+        return 1
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an image by its EXIF orientation (CIPA DC-008, 4.6.5.1.6); other values change nothing.
+
+    Args:
+      image: uint8 [H, W, 3].
+      orientation: 2, 4: mirrored left to right, top to bottom; 3: turned by 180 degrees; 5 to 8:
+        rows and columns exchanged.
+    """
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> Image.Image:
@@ -82,17 +173,21 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> Im
     Raises:
       ValueError: unknown interpolation.
     """
-    if interpolation not in _FILTERS:
-        raise ValueError(
-            f"config.data.interpolation is {interpolation!r}; use one of {', '.join(_FILTERS)}"
-        )
-    resample = _FILTERS[interpolation]
+    resample = _filter(interpolation)
     pil_image = Image.fromarray(image)
     if pil_image.width != width:
         pil_image = pil_image.resize((width, pil_image.height), resample)
     if pil_image.height != height:
         pil_image = pil_image.resize((width, height), resample)
     return pil_image
+
+
+def _filter(interpolation: str) -> Image.Resampling:
+    if interpolation not in _FILTERS:
+        raise ValueError(
+            f"config.data.interpolation is {interpolation!r}; use one of {', '.join(_FILTERS)}"
+        )
+    return _FILTERS[interpolation]
 
 
 def crop_box(
@@ -191,6 +286,9 @@ def central_crop(image: np.ndarray, size: int) -> np.ndarray:
 def eval_transform(image: np.ndarray, size: int, *, crop: float, interpolation: str) -> np.ndarray:
     """Resize the short side to floor(size / crop), then crop the central square.
 
+    Of images that are longer than ``_LONG`` times their short side, only what the crop keeps is
+    computed: their long side is without bound.
+
     Args:
       image: uint8 [H, W, 3].
       size: side of the result in pixels.
@@ -206,5 +304,52 @@ def eval_transform(image: np.ndarray, size: int, *, crop: float, interpolation: 
         new_height, new_width = short, int(short * width / height)
     else:
         new_height, new_width = int(short * height / width), short
-    resized = resize(image, new_height, new_width, interpolation)
+    whole = max(height, width) <= _LONG * min(height, width)
+    resize_for_crop = resize if whole else functools.partial(_resize_centre, size=size)
+    resized = resize_for_crop(image, new_height, new_width, interpolation)
     return central_crop(np.asarray(resized), size)
+
+
+def _resize_centre(
+    image: np.ndarray, height: int, width: int, interpolation: str, *, size: int
+) -> Image.Image:
+    """Return the central size x size pixels of a resized image, computing no others.
+
+    They are those of ``resize`` but for Pillow's single precision of the box, which may change a
+    pixel by one level.
+    """
+    rows, columns = _centre(image.shape[0], height, size), _centre(image.shape[1], width, size)
+    resample = _filter(interpolation)
+    part = Image.fromarray(image[rows.first : rows.last, columns.first : columns.last])
+    part = part.resize(
+        (columns.kept, part.height), resample, box=(columns.start, 0, columns.stop, part.height)
+    )
+    return part.resize(
+        (columns.kept, rows.kept), resample, box=(0, rows.start, columns.kept, rows.stop)
+    )
+
+
+class _Centre(NamedTuple):
+    """Where the centre of a resized side comes from.
+
+    Attributes:
+      first, last: the pixels of the original that it depends on.
+      start, stop: its place in them.
+      kept: its length after resizing.
+    """
+
+    first: int
+    last: int
+    start: float
+    stop: float
+    kept: int
+
+
+def _centre(length: int, new_length: int, size: int) -> _Centre:
+    kept = min(size, new_length)
+    offset, scale = round((new_length - kept) / 2), length / new_length
+    start, stop = offset * scale, (offset + kept) * scale
+    # Bicubic reaches two pixels of the smaller of the two images.
+    margin = 3 * max(scale, 1)
+    first, last = max(0, math.floor(start - margin)), min(length, math.ceil(stop + margin))
+    return _Centre(first, last, start - first, min(stop - first, last - first), kept)

@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints, weight_kinds
 from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.data.class_names import read_names
 from cotnet_jax.data.normalize import normalize
+from cotnet_jax.data.sources import Synthetic
 from cotnet_jax.distributed import sharding
 from cotnet_jax.distributed.sharding import DATA_AXIS, REPLICATED, SHARDED, prefetch_to_device
 from cotnet_jax.distributed.watchdog import Watchdog
@@ -23,6 +25,7 @@ from cotnet_jax.training.evaluators import Evaluator
 from cotnet_jax.training.progress import format_duration
 from cotnet_jax.training.setup import EvalSetup, set_up_evaluation
 from cotnet_jax.weights import read_weights
+from cotnet_jax.weights.class_order import match_classes
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -42,12 +45,14 @@ def evaluate_only(
     """
     setup = set_up_evaluation(config)
     config = setup.config
+    names = None
     if config.init_from:
         kind = config.init_kind or None
         read = read_weights(config.init_from, kind, config.model.name)
         for note in read.notes:
             logging.info("%s", note)
         weights: dict[str, dict] = {"given": read.variables}
+        names = read.class_names
     elif workdir is None:
         raise ValueError("nothing to evaluate: give a workdir, or weights by config.init_from")
     else:
@@ -57,8 +62,17 @@ def evaluate_only(
             step = "latest" if checkpointer.best_step() is None else "best"
             kinds = weight_kinds(config)
             weights = {kind: checkpointer.restore_weights(step, kind) for kind in kinds}
-    for variables in weights.values():
+        if workdir.classes.is_file():
+            names = read_names(workdir.classes)
+    for kind, variables in weights.items():
         _check_classes(variables, setup)
+        weights[kind] = match_classes(
+            variables,
+            None if isinstance(setup.eval_source, Synthetic) else names,
+            setup.eval_source.class_names,
+            weights=str(config.init_from or workdir),
+            accept=config.accept_classes,
+        )
     with Watchdog(config.distributed) as watchdog, EvalLoop(setup, watchdog) as eval_loop:
         return eval_loop.run(weights)
 

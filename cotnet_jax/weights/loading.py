@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from cotnet_jax.data import class_names, imagenet
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
 from cotnet_jax.weights import folder, identify
+from cotnet_jax.weights.class_order import match_classes
 from cotnet_jax.weights.folder import WeightsError
 from cotnet_jax.weights.name_map import IGNORED, from_torch_state_dict, torch_shapes
 from cotnet_jax.weights.torch_files import (
@@ -88,6 +89,8 @@ def load(
     num_classes: int | None = None,
     kind: Kind | None = None,
     model: str | None = None,
+    class_names: Sequence[str] | None = None,
+    accept_classes: bool = False,
     **attributes,
 ) -> tuple[CoTNet, dict[str, dict]]:
     """Load a model and its weights.
@@ -101,6 +104,9 @@ def load(
         classifier.
       kind: "ema" or "raw"; None chooses the EMA (exponential moving average) if there is one.
       model: name of the model, for PyTorch files that fit several.
+      class_names: classes of the dataset that the logits are to be for. Where the weights know as
+        many, but in another order, the logits are put into this one. None checks nothing.
+      accept_classes: use weights of other classes in the order that they have.
       **attributes: other fields of ``CoTNet``: dtype, drop_rate, output_stride, ...
 
     Returns:
@@ -109,7 +115,8 @@ def load(
 
     Raises:
       FileNotFoundError: ``path`` does not exist.
-      ValueError: the weights are damaged, missing, of another kind or do not fit the model.
+      ValueError: the weights are damaged, missing, of another kind, for other classes or do not
+        fit the model.
     """
     if "weights" in attributes:
         raise TypeError(f"load() takes kind={attributes['weights']!r}, not weights=")
@@ -125,6 +132,10 @@ def load(
         )
     else:
         num_classes = read.num_classes
+        if class_names is not None:
+            variables = match_classes(
+                variables, read.class_names, class_names, weights=str(path), accept=accept_classes
+            )
     net = create_model(read.model, num_classes=num_classes, **read.attributes | attributes)
     return net, jax.tree.map(lambda leaf: jnp.asarray(leaf, net.param_dtype), variables)
 

@@ -158,14 +158,13 @@ def test_this_project_reads_it(made, from_tars, process_count):
 
 
 def number_of(element):
-    return np.int32(imagenet.validation_number(element["file_name"]) if element else 0)
+    return np.int64(imagenet.validation_number(element["file_name"]) if element else 0)
 
 
 def test_validation_images_have_their_official_numbers(made, from_tars):
     config = imagenet_config(from_tars)
     found = {}
-    fields = {"number": number_of}
-    for batch in pipeline.eval_batches(config, example_fields=fields):
+    for batch in pipeline.eval_batches(config, example_fields={"number": number_of}):
         counted = batch["mask"] == 1
         assert not batch["number"][~counted].any()
         found |= dict(zip(batch["number"][counted], batch["label"][counted], strict=True))

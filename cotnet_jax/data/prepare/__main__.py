@@ -31,6 +31,7 @@ images are read in the dataset's order, which is random.
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
+    command_line.print_any_name()
     try:
         prepare(
             args.what,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cotnet_jax import files
 from cotnet_jax.data import imagenet
+from cotnet_jax.data.dataset_folder import DatasetError, open_folder
+from cotnet_jax.data.file_names import as_text
 from cotnet_jax.data.prepare import dataset, report, shards
 from cotnet_jax.data.prepare.checksums import compare_checksums
 from cotnet_jax.data.prepare.imagenet_listing import count_differences, list_imagenet
@@ -42,9 +44,18 @@ def prepare(
     """
     if not source.is_dir():
         raise SourceError(f"--source={source}: no such folder")
+    if as_text(str(output)) != str(output):
+        # ArrayRecord takes no other names.
+        raise dataset.PrepareError(
+            f"--output={as_text(str(output))}: its name is not UTF-8 text; choose another one"
+        )
     is_imagenet = source_type == "imagenet"
     folder = output / imagenet.NAME / imagenet.VERSION if is_imagenet else output
     if (folder / "dataset_info.json").exists():
+        try:
+            open_folder(folder)
+        except DatasetError as error:
+            raise dataset.PrepareError(str(error)) from None
         print(f"{folder} is already there; nothing to do.")
         return
     if folder.exists() and any(folder.iterdir()):

@@ -4,6 +4,7 @@ Everything is written to a folder `incomplete_VERSION` beside the final one. Fin
 recorded in its progress file and not written again. At the end the folder gets its final name.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
 from cotnet_jax import files
+from cotnet_jax.data.dataset_folder import num_records
 from cotnet_jax.data.prepare import report
 from cotnet_jax.data.prepare.plan import Plan
 from cotnet_jax.data.prepare.shards import Shard, ShardResult, write
@@ -57,6 +58,7 @@ def write_dataset(plan: Plan, pool: Executor, check: bool) -> dict[Shard, ShardR
         initial=sum(shard.length for shard in results),
         unit=" images",
     )
+    _end_line(folder / _PROGRESS)
     with bar, open(folder / _PROGRESS, "a") as progress:
 
         def record(future: Future[ShardResult]):
@@ -94,11 +96,7 @@ def finish(
       PrepareError: the number of records in a shard is not the planned one.
     """
     folder = plan.incomplete
-    wrong = [
-        f"{shard.path} has {found} records instead of {shard.length}"
-        for shard in plan.shards
-        if (found := _num_records(folder / shard.path)) != shard.length
-    ]
+    wrong = [problem for shard in plan.shards if (problem := _shard_problem(folder, shard))]
     if wrong:
         raise PrepareError(
             f"in {folder}: " + "; ".join(wrong) + "; delete these files and run the command again"
@@ -133,12 +131,14 @@ def finish(
     files.sync_folder(plan.output.parent)
 
 
-def _num_records(path: Path) -> int:
-    reader = ArrayRecordReader(str(path))
+def _shard_problem(folder: Path, shard: Shard) -> str:
     try:
-        return reader.num_records()
-    finally:
-        reader.close()
+        found = num_records(folder / shard.path)
+    except OSError as error:
+        return str(error)
+    if found == shard.length:
+        return ""
+    return f"{shard.path} has {found} records instead of {shard.length}"
 
 
 def _check_space(plan: Plan, results: Mapping[Shard, ShardResult]):
@@ -170,16 +170,23 @@ def _read_progress(plan: Plan, check: bool) -> dict[Shard, ShardResult]:
     return {
         shards[line.pop("shard")]: ShardResult(**line)
         for line in lines[1:]
-        if (plan.incomplete / line["shard"]).exists()
+        if line.get("shard") in shards and (plan.incomplete / line["shard"]).exists()
     }
+
+
+def _end_line(path: Path) -> None:
+    """End the line that an interruption cut short, before the next one begins."""
+    with open(path, "r+b") as file:
+        if not file.read().endswith(b"\n"):
+            file.write(b"\n")
 
 
 def _json_lines(path: Path) -> list[dict]:
     lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            # An interruption cut this line short; its shard is written again.
-            break
+    for text in path.read_text(errors="replace").splitlines():
+        # An interruption cut this line short; its shard is written again.
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            if isinstance(line, dict):
+                lines.append(line)
     return lines

@@ -1,14 +1,26 @@
 """List ImageNet's images, in the official tar files or in folders, and compare with the facts."""
 
+import contextlib
+import io
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
 from cotnet_jax.data import imagenet
+from cotnet_jax.data.file_names import (
+    LEFTOVER,
+    as_text,
+    is_leftover,
+    left_out_lines,
+    subfolders,
+    why_no_image,
+)
 from cotnet_jax.data.prepare.listing import (
     VALIDATION_FOLDERS,
     ImageFile,
@@ -27,7 +39,8 @@ def list_imagenet(source: Path, pool: Executor) -> Listing:
     ILSVRC2012_img_val.tar, val/WNID/*.JPEG or val/*.JPEG.
 
     Raises:
-      SourceError: neither split is there, or a split has unknown classes or a name twice.
+      SourceError: neither split is there, a tar file is damaged, or a split has unknown classes
+        or a name twice.
     """
     listing = Listing({}, imagenet.wnids())
     _list_train(source, listing, pool)
@@ -60,7 +73,9 @@ def _list_train(source: Path, listing: Listing, pool: Executor):
     archive, folder = source / imagenet.TRAIN_TAR, source / "train"
     if archive.is_file():
         listing.archives.append(archive)
-        listing.splits["train"] = _list_train_tar(archive, listing.class_names, pool)
+        images, differences = _list_train_tar(archive, listing.class_names, pool)
+        listing.splits["train"] = images
+        listing.differences += differences
     elif folder.is_dir():
         images, differences = list_class_folders(folder, listing.class_names, pool)
         listing.splits["train"] = images
@@ -72,52 +87,134 @@ def _list_validation(source: Path, listing: Listing, pool: Executor):
     folders = [source / name for name in VALIDATION_FOLDERS if (source / name).is_dir()]
     if archive.is_file():
         listing.archives.append(archive)
-        images = _list_validation_tar(archive)
+        images, differences = _list_validation_tar(archive)
+        listing.differences += differences
         listing.splits["validation"] = _label_by_number(images, listing.class_names, archive)
-    elif folders and any(path.is_dir() for path in folders[0].iterdir()):
+    elif folders and subfolders(folders[0]):
         images, differences = list_class_folders(folders[0], listing.class_names, pool)
         listing.splits["validation"] = images
         listing.differences += differences
     elif folders:
-        images, _ = list_images(str(folders[0]))
+        images, others = list_images(str(folders[0]))
+        reasons = [(path, why_no_image(Path(path))) for path in others]
+        listing.differences += left_out_lines(folders[0], reasons)
         listing.splits["validation"] = _label_by_number(images, listing.class_names, folders[0])
 
 
-def _list_train_tar(path: Path, class_names: Sequence[str], pool: Executor) -> list[ImageFile]:
-    with tarfile.open(path, mode="r:") as outer:
-        members = [member for member in outer if member.isfile()]
-    wnids = [Path(member.name).stem for member in members]
+# Name, offset in the file and size of a member of a tar file.
+_Member = tuple[str, int, int]
+
+
+def _list_train_tar(
+    path: Path, class_names: Sequence[str], pool: Executor
+) -> tuple[list[ImageFile], list[str]]:
+    """Return the images of the training archive, and sentences on what was left out."""
+    members, left_out = _list_tar(path)
+    wnids = [Path(name).stem for name, _, _ in members]
     check_classes(path, wnids, class_names)
     label_of = {name: label for label, name in enumerate(class_names)}
-    listed = pool.map(_list_inner_tar, [path] * len(members), [m.offset_data for m in members])
+    listed = pool.map(_list_inner_tar, [path] * len(members), members)
     bar = tqdm(zip(wnids, listed, strict=True), "listing train", total=len(wnids), unit=" classes")
-    return [
-        ImageFile(name, label_of[wnid], str(path), offset, size)
-        for wnid, members_of_class in bar
-        for name, offset, size in members_of_class
-    ]
-
-
-def _list_inner_tar(path: Path, start: int) -> list[tuple[str, int, int]]:
-    """Return (name, offset in the outer file, size) of the files in the tar that begins there."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:") as inner:
-            return [
-                (Path(member.name).name, member.offset_data, member.size)
-                for member in inner
-                if member.isfile()
-            ]
-
-
-def _list_validation_tar(path: Path) -> list[ImageFile]:
-    with tarfile.open(path, mode="r:") as archive:
-        bar = tqdm(archive, "listing validation", unit=" images")
-        return [
-            ImageFile(Path(member.name).name, -1, str(path), member.offset_data, member.size)
-            for member in bar
-            if member.isfile()
+    images = []
+    for wnid, (members_of_class, others) in bar:
+        images += [
+            ImageFile(name, label_of[wnid], str(path), offset, size)
+            for name, offset, size in members_of_class
         ]
+        left_out += [f"{wnid}.tar/{name}" for name in others]
+    return images, _left_out(path, left_out)
+
+
+def _list_inner_tar(path: Path, inner: _Member) -> tuple[list[_Member], list[str]]:
+    """Return the files of the tar file that is a member of another one, and what was left out."""
+    members, left_out = _list_tar(path, inner)
+    if not members:
+        raise SourceError(f"{path}: its member {inner[0]} has no files; download it again")
+    return members, left_out
+
+
+def _list_validation_tar(path: Path) -> tuple[list[ImageFile], list[str]]:
+    members, left_out = _list_tar(path)
+    images = [ImageFile(name, -1, str(path), offset, size) for name, offset, size in members]
+    return images, _left_out(path, left_out)
+
+
+def _list_tar(path: Path, inner: _Member | None = None) -> tuple[list[_Member], list[str]]:
+    """List a tar file or, with ``inner``, the tar file that is this member of it.
+
+    Returns:
+      The files in it, their offsets counted from the beginning of the outer file, and the names of
+      what was left out.
+
+    Raises:
+      SourceError: it is not a tar file, or is damaged or has no end.
+    """
+    where = f"{path}: its member {inner[0]}" if inner else str(path)
+    start, size = inner[1:] if inner else (0, path.stat().st_size)
+    with open(path, "rb") as outer, _explained(where):
+        # Without its bounds a tar file that has no end would go on into its neighbour.
+        file = _Part(outer, start, size)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            members = list(
+                tqdm(archive, f"listing {path.name}", unit=" files", disable=bool(inner))
+            )
+            # Where no further header could be read: tarfile takes anything for an end.
+            file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"no end after byte {archive.offset:,} of {size:,}")
+    names = [as_text(Path(member.name).name) for member in members]
+    files: list[_Member] = []
+    left_out = []
+    for name, member in zip(names, members, strict=True):
+        # A sparse file is not stored in one piece.
+        if member.isreg() and not member.issparse() and not is_leftover(name):
+            files.append((name, start + member.offset_data, member.size))
+        elif not member.isdir():
+            left_out.append(name)
+    return files, left_out
+
+
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise SourceError(
+            f"{where} is not a whole, uncompressed tar file ({error}); download it again"
+        ) from None
+
+
+def _left_out(path: Path, names: Iterable[str]) -> list[str]:
+    return list(left_out_lines(path, [(name, LEFTOVER) for name in names]))
+
+
+class _Part(io.RawIOBase):
+    """A part of a file, as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int):
+        self._file, self._start, self._size = file, start, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        self._file.seek(self._start + self._position)
+        data = self._file.read(left if size < 0 else min(size, left))
+        self._position += len(data)
+        return data
 
 
 def _label_by_number(

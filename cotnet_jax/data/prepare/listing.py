@@ -2,13 +2,20 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from cotnet_jax.data.file_names import (
+    OUTSIDE,
+    as_text,
+    left_out_lines,
+    subfolders,
+    why_no_image,
+)
 from cotnet_jax.data.transforms import IMAGE_SUFFIXES
 
 # Usual names of the folder with the validation split, in order of preference.
@@ -56,15 +63,17 @@ class Listing:
 def list_folder(source: Path, pool: Executor) -> Listing:
     """List a folder of class folders, source/CLASS/* or source/SPLIT/CLASS/*.
 
-    Labels follow the sorted class names of all splits.
+    Labels follow the sorted class names of all splits. What systems and programs leave in folders,
+    links that lead nowhere and the like are left out and reported.
 
     Raises:
-      SourceError: there are no images, or images where folders are expected.
+      SourceError: there are no images, or images where folders are expected, or two classes have
+        the same name.
     """
-    top = sorted(path for path in source.iterdir() if path.is_dir())
+    top = subfolders(source)
     if not top:
         raise SourceError(f"{source} has no folders; expected one folder per class")
-    nested = [path for path in top if any(child.is_dir() for child in path.iterdir())]
+    nested = [path for path in top if subfolders(path)]
     flat = [path for path in top if path not in nested]
     if nested and flat:
         raise SourceError(
@@ -72,10 +81,21 @@ def list_folder(source: Path, pool: Executor) -> Listing:
             "not; expected CLASS/* everywhere, or SPLIT/CLASS/* everywhere"
         )
     folders = {_split_name(path.name): path for path in nested} or {"train": source}
-    classes = {
-        path.name for folder in folders.values() for path in folder.iterdir() if path.is_dir()
-    }
+    if len(folders) < len(nested):
+        raise SourceError(
+            f"{source}: several folders are of the same split ({', '.join(p.name for p in nested)} "
+            f"give {', '.join(folders)}); merge them, or rename all but one"
+        )
+    names = {path.name for folder in folders.values() for path in subfolders(folder)}
+    classes = {class_name(name) for name in names}
+    if "" in classes or len(classes) < len(names):
+        raise SourceError(
+            f"{source}: names of classes must differ in more than spaces around them, and have "
+            f"other characters; found {', '.join(sorted(map(repr, names)))[:500]}"
+        )
     listing = Listing({}, sorted(classes))
+    if nested:
+        listing.differences += _left_out_beside(source)
     for split, folder in folders.items():
         images, differences = list_class_folders(folder, listing.class_names, pool)
         listing.differences += differences
@@ -108,35 +128,51 @@ def list_class_folders(
     Raises:
       SourceError: a class folder's name is not in ``class_names``.
     """
-    paths = sorted(path for path in folder.iterdir() if path.is_dir())
-    check_classes(folder, [path.name for path in paths], class_names)
+    paths = subfolders(folder)
+    check_classes(folder, [class_name(path.name) for path in paths], class_names)
     label_of = {name: label for label, name in enumerate(class_names)}
     listed = pool.map(list_images, map(str, paths))
     bar = tqdm(
-        zip(paths, listed, strict=True), f"listing {folder.name}", total=len(paths), unit=" classes"
+        zip(paths, listed, strict=True),
+        f"listing {as_text(folder.name)}",
+        total=len(paths),
+        unit=" classes",
     )
     images: list[ImageFile] = []
-    ignored: list[str] = []
+    left_out: list[str] = []
     for path, (images_here, others) in bar:
-        images += [image._replace(label=label_of[path.name]) for image in images_here]
-        ignored += others
-    if not ignored:
-        return images, []
-    return images, [
-        f"{folder}: left out {len(ignored)} files without an image's suffix, the first "
-        f"{', '.join(sorted(ignored)[:3])}"
-    ]
+        label = label_of[class_name(path.name)]
+        images += [image._replace(label=label) for image in images_here]
+        left_out += others
+    return images, [*_left_out_beside(folder), *_lines(folder, left_out)]
 
 
 def list_images(folder: str) -> tuple[list[ImageFile], list[str]]:
-    """Return the images in a folder, without labels, and the paths of all other files."""
+    """Return the images in a folder, without labels, and the paths of all else that is in it."""
     images, others = [], []
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            images.append(ImageFile(path.name, -1, str(path), 0, path.stat().st_size))
-        elif path.is_file():
+        if not why_no_image(path):
+            images.append(ImageFile(as_text(path.name), -1, str(path), 0, path.stat().st_size))
+        else:
             others.append(str(path))
     return images, others
+
+
+def class_name(folder: str) -> str:
+    """Return the name of the class of a folder: one line of text, as TFDS keeps it."""
+    return as_text(folder).strip()
+
+
+def _left_out_beside(folder: Path) -> Iterator[str]:
+    """Yield sentences on what is in a folder beside the folders of classes or splits."""
+    taken = set(subfolders(folder))
+    yield from _lines(folder, [str(path) for path in folder.iterdir() if path not in taken])
+
+
+def _lines(folder: Path, left_out: Iterable[str]) -> Iterator[str]:
+    # What is an image by itself is left out for its place.
+    reasons = [(path, why_no_image(Path(path)) or OUTSIDE) for path in left_out]
+    yield from left_out_lines(folder, reasons)
 
 
 def check_classes(where: Path, found: Sequence[str], class_names: Sequence[str]) -> None:

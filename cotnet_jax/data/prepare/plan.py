@@ -11,6 +11,7 @@ from tensorflow_datasets.core import hashing
 from tensorflow_datasets.core.utils import shard_utils
 
 from cotnet_jax.data import imagenet
+from cotnet_jax.data.dataset_folder import DatasetError, open_folder
 from cotnet_jax.data.prepare.listing import Listing, SourceError
 from cotnet_jax.data.prepare.shards import Shard
 
@@ -104,13 +105,16 @@ def find_tfrecord_copy(source: Path) -> tfds.core.DatasetBuilder | None:
     """Return the TFDS copy of ImageNet in or under a folder; None if there is none.
 
     Raises:
-      SourceError: there is a TFDS dataset, but not ImageNet or not in TFRecord.
+      SourceError: there is a TFDS dataset, but damaged, not ImageNet or not in TFRecord.
     """
     patterns = ("", "5.*/", f"{imagenet.NAME}/5.*/")
     found = [path for pattern in patterns for path in source.glob(f"{pattern}dataset_info.json")]
     if not found:
         return None
-    builder = tfds.builder_from_directory(sorted(found)[-1].parent)
+    try:
+        builder = open_folder(sorted(found)[-1].parent)
+    except DatasetError as error:
+        raise SourceError(str(error)) from None
     file_format = builder.info.file_format.value
     if (builder.name, file_format) != (imagenet.NAME, "tfrecord"):
         raise SourceError(

@@ -154,12 +154,13 @@ def _convert(data: bytes, plain_jpeg: bool, check: bool) -> tuple[bytes, str]:
         return data, ""
     try:
         image = transforms.decode(data)
-    except transforms.DecodeError as error:
-        return data, str(error)
-    if not convert:
-        return data, ""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        if not convert:
+            return data, ""
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    # Sides above 65,535 pixels cannot be stored as JPEG.
+    except (transforms.DecodeError, MemoryError, OSError) as error:
+        return data, str(error) or "not enough memory"
     return file.getvalue(), ""
 
 

@@ -1,0 +1,94 @@
+"""Elements of a dataset: labels of no class, orientation, and images that are too large."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from absl import flags
+from helpers import small_dataset
+from PIL import Image
+
+from configs import default
+from cotnet_jax.data import pipeline, sources, transforms
+
+
+def config_for(folder):
+    config = default.get_config()
+    config.data.name = str(folder)
+    config.data.train_split = config.data.eval_split = "train"
+    config.data.image_size, config.data.num_threads = 8, 2
+    config.batch_size = config.eval.batch_size = 4
+    return config
+
+
+@pytest.mark.parametrize("label", [-1, 2, 1000, -2, 2**31, 2**40, -(2**40)])
+def test_a_label_of_no_class_is_refused_with_split_record_and_number(tmp_path, label):
+    config = config_for(small_dataset.write(tmp_path / "data", [0, 1, 0, 1, 0, label, 0, 1]))
+    words = rf"record 5 of split 'train' has the label {label}\b.*2 classes are 0 to 1"
+    with pytest.raises(sources.LabelError, match=words):
+        list(pipeline.eval_batches(config))
+    batches = pipeline.train_batches(config, start_step=0)
+    with pytest.raises(sources.LabelError, match=words):
+        list(itertools.islice(batches, 2))
+
+
+def test_a_label_of_no_class_in_a_worker_process_is_the_same_error(tmp_path):
+    config = config_for(small_dataset.write(tmp_path / "data", [0, 1, 0, -1]))
+    # Grain's workers read absl's flags, which only absl.app parses.
+    flags.FLAGS.mark_as_parsed()
+    config.data.num_workers = 1
+    with pytest.raises(sources.LabelError, match=r"record 3 .* label -1 \(TFDS's mark"):
+        list(pipeline.eval_batches(config))
+
+
+def test_the_label_that_counts_is_that_of_the_image_that_replaces_another(tmp_path):
+    images = [small_dataset.png(0), b"no image", small_dataset.png(2), small_dataset.png(3)]
+    config = config_for(small_dataset.write(tmp_path / "data", [0, -1, 1, 1], images))
+    config.data.max_undecodable = 0.5
+    (batch,) = itertools.islice(pipeline.train_batches(config, start_step=0), 1)
+    np.testing.assert_array_equal(np.sort(batch["label"]), [0, 1, 1, 1])
+
+
+@pytest.mark.parametrize(("setting", "applied"), [(None, True), (True, True), (False, False)])
+def test_exif_orientation_is_applied_in_folders_of_ones_own(tmp_path, setting, applied):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    config = config_for(small_dataset.write(tmp_path / "data", [0] * 4, [file.getvalue()] * 4))
+    config.data.exif_orientation, config.data.crop = setting, 1.0
+    config.augment.update(scale=(1.0, 1.0), ratio=(1.0, 1.0), randaugment="", color_jitter=0.0)
+    expected = pixels[::-1] if applied else pixels
+    (evaluated,) = pipeline.eval_batches(config)
+    trained = next(pipeline.train_batches(config, start_step=0))
+    for batch in (evaluated, trained):
+        np.testing.assert_array_equal(batch["image"], [expected] * 4)
+
+
+def test_images_beyond_the_limit_are_undecodable(tmp_path):
+    images = [small_dataset.png(0), small_dataset.png(1, side=9), *map(small_dataset.png, (2, 3))]
+    config = config_for(small_dataset.write(tmp_path / "data", [0] * 4, images))
+    config.data.max_pixels, config.data.max_undecodable = 64, 0.25
+    (batch,) = pipeline.eval_batches(config)
+    assert [bool(image.any()) for image in batch["image"]] == [True, False, True, True]
+
+
+def test_out_of_memory_in_a_transform_is_an_undecodable_image(tmp_path, monkeypatch):
+    config = config_for(small_dataset.write(tmp_path / "data", [0] * 4))
+    config.data.max_undecodable, config.data.num_threads = 0.25, 1
+    resize, calls = transforms.resize, []
+
+    def fails_once(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise MemoryError
+        return resize(*args)
+
+    monkeypatch.setattr(transforms, "resize", fails_once)
+    (batch,) = pipeline.eval_batches(config)
+    assert sum(not image.any() for image in batch["image"]) == 1
+    calls.clear()
+    assert next(pipeline.train_batches(config, start_step=0))["image"].any(axis=(1, 2, 3)).all()
