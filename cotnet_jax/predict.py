@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> None:
         if "error" in result:
             errors.append(f"{result['path']}: {result['error']}")
         if options.json:
-            tqdm.write(json.dumps(result))
+            tqdm.write(json.dumps(result, allow_nan=False))
         elif "top" in result:
             tqdm.write(format_result(result))
     if errors:
         sys.exit(
-            f"error: {len(errors)} of {len(paths)} images could not be read:\n  "
+            f"error: {len(errors)} of {len(paths)} images could not be classified:\n  "
             + "\n  ".join(errors)
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from cotnet_jax import files
+from cotnet_jax.checkpoint.weight_values import check_weights
 from cotnet_jax.data import class_names, file_names, imagenet, transforms
 from cotnet_jax.data.normalize import normalize
 from cotnet_jax.data.transforms import IMAGE_SUFFIXES
@@ -21,6 +22,14 @@ from cotnet_jax.weights import Kind, Weights, read_weights
 
 # The largest image that is decoded, as 16-bit RGBA without compression.
 _MAX_BYTES = 8 * transforms.MAX_PIXELS
+_NOT_FINITE = (
+    "the network's probabilities are not finite: its weights are, but are so large that its sums "
+    "overflow"
+)
+
+
+class PredictionError(ValueError):
+    """The probabilities of some images are not finite; the message says of which."""
 
 
 class Predictor:
@@ -39,8 +48,8 @@ class Predictor:
         1,000 classes, else "class 0", "class 1", ...
 
     Raises:
-      ValueError: the weights have no classifier, are not for RGB images, or have another number
-        of classes than there are names.
+      ValueError: the weights have no classifier, are not for RGB images, have another number of
+        classes than there are names, or hold values that are no usable numbers.
     """
 
     def __init__(self, weights: Weights, names: Sequence[str] | None = None):
@@ -56,6 +65,7 @@ class Predictor:
                 f"{len(self.names)} names were given, but the weights have "
                 f"{weights.num_classes} classes"
             )
+        check_weights(weights.variables)
         self.settings = weights.settings
         self.notes = weights.notes
         self.model = create_model(
@@ -118,8 +128,21 @@ class Predictor:
 
         Args:
           images: values 0..255 of any dtype, as ``prepare`` returns them.
+
+        Raises:
+          ValueError: an image has a value that is not finite.
+          PredictionError: probabilities are not finite, as the network's sums overflow.
         """
-        return np.asarray(self._apply(self.variables, images))
+        pixels = np.asarray(images)
+        # XLA's code for CPUs can lose a NaN on its way through the network.
+        wrong = np.flatnonzero(~np.isfinite(pixels).all(axis=tuple(range(1, pixels.ndim))))
+        if wrong.size:
+            raise ValueError(f"images {wrong.tolist()} have values that are not finite")
+        probabilities = self._compute(images)
+        wrong = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
+        if wrong.size:
+            raise PredictionError(f"images {wrong.tolist()}: {_NOT_FINITE}")
+        return probabilities
 
     def classify(self, images: np.ndarray, top: int = 5) -> list[list[dict[str, Any]]]:
         """Return the likeliest classes of prepared images, [N, size, size, 3].
@@ -136,6 +159,9 @@ class Predictor:
         See ``cot_contexts`` for the arrays.
         """
         return cot_contexts(self.model, self.variables, self._normalize(images))[1]
+
+    def _compute(self, images):
+        return np.asarray(self._apply(self.variables, images))
 
     def _probabilities(self, variables, images):
         logits: Any = self.model.apply(variables, self._normalize(images))
@@ -165,7 +191,7 @@ class Predictor:
 
         Yields:
           {"path", "top": [{"class", "name", "probability"}, ...]}, the likeliest first, or
-          {"path", "error"} for a file that cannot be read.
+          {"path", "error"} for a file that cannot be read, or whose probabilities are not finite.
         """
         batch_size = min(batch_size, len(paths))
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -196,10 +222,13 @@ class Predictor:
         for row, image in enumerate(prepared):
             if not isinstance(image, str):
                 images[row] = image
-        probabilities = self(images)
+        probabilities = self._compute(images)
         for path, image, row in zip(paths, prepared, probabilities, strict=False):
-            if isinstance(image, str):
-                yield {"path": str(path), "error": image}
+            error = image if isinstance(image, str) else None
+            if error is None and not np.isfinite(row).all():
+                error = _NOT_FINITE
+            if error is not None:
+                yield {"path": str(path), "error": error}
                 continue
             yield {"path": str(path), "top": self._top(row, top)}
 

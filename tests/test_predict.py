@@ -16,9 +16,10 @@ from helpers import torch_file_builder as build
 from PIL import Image
 
 import cotnet_jax
+from cotnet_jax import predict
 from cotnet_jax.data import class_names, imagenet, transforms
 from cotnet_jax.models.contexts import cot_contexts
-from cotnet_jax.predictor import Predictor, find_images
+from cotnet_jax.predictor import PredictionError, Predictor, find_images
 from cotnet_jax.weights import convert, loading, name_map
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -103,6 +104,43 @@ def test_a_look_inside(folder, images):
     fused = jax.jit(predictor.model.apply)(predictor.variables, images)
     np.testing.assert_allclose(logits, fused, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(jax.nn.softmax(logits), predictor(batch), rtol=1e-4)
+
+
+@pytest.fixture
+def overflowing(folder):
+    """Weights that are finite, and overflow in the network."""
+    read = loading.read_weights(folder)
+    read.variables["params"]["head"]["kernel"] = np.full((512, 10), 3e38, np.float32)
+    return Predictor(read)
+
+
+def test_predictions_that_are_not_finite(overflowing, images, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8broken")
+    paths = [images / "a.png", tmp_path / "broken.jpg"]
+    good, broken = overflowing.predict_files(paths)
+    assert "probabilities are not finite" in good["error"]
+    assert "not finite" not in broken["error"]
+    batch = np.stack([overflowing.prepare(paths[0])] * 2)
+    for classify in (overflowing, overflowing.classify):
+        with pytest.raises(PredictionError, match=r"images \[0, 1\]: .*not finite"):
+            classify(batch)
+
+
+def test_pixels_that_are_not_finite(folder):
+    predictor = Predictor.load(folder)
+    batch = np.zeros((3, 32, 32, 3), np.float32)
+    batch[1, 4, 5, 0], batch[2, 0, 0, 1] = np.nan, np.inf
+    with pytest.raises(ValueError, match=r"images \[1, 2\] have values that are not finite"):
+        predictor(batch)
+
+
+def test_no_nan_in_json(overflowing, images, monkeypatch, capsys):
+    monkeypatch.setattr(Predictor, "load", lambda *_: overflowing)
+    with pytest.raises(SystemExit, match=r"1 of 1 images could not be classified(.|\n)*not finite"):
+        predict.main(["--weights=x", "--json", str(images / "a.png")])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "NaN" not in line
+    assert "not finite" in json.loads(line)["error"]
 
 
 def test_find_images(images, tmp_path):
@@ -261,7 +299,7 @@ def test_command(folder, images, tmp_path):
     assert lines[0]["top"][0]["name"].startswith("name ")
     assert "error" in lines[-1]
     assert result.returncode == 1
-    assert "error: 1 of 6 images could not be read:\n" in result.stderr
+    assert "error: 1 of 6 images could not be classified:\n" in result.stderr
     assert "6/6" in result.stderr, "a progress bar, as they are more than a batch"
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import flax
 import jax
@@ -30,9 +30,11 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from cotnet_jax import files
-from cotnet_jax.checkpoint import checksums
+from cotnet_jax.checkpoint import checksums, weight_values
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.checkpoint.workdir import Workdir
+
+T = TypeVar("T")
 
 _ITEMS = ("weights", "ema", "optimizer")
 # The newest step may turn out to be damaged: the one before it must still be there.
@@ -221,27 +223,42 @@ class Checkpointer:
             logging.error("%s", close_error)
 
     def restore_latest(self, example: TrainState) -> TrainState | None:
-        """Restore the newest undamaged checkpoint; return None when there is none at all.
+        """Restore the newest good checkpoint; return None when there is none at all.
 
-        A damaged newer one is named in a warning and renamed to STEP.damaged, so that its step
-        can be written again.
+        Good ones are undamaged, and all their values are finite. A newer one that is not is named
+        in a warning and renamed to STEP.damaged, so that its step can be written again.
 
         Args:
           example: arrays or ``jax.ShapeDtypeStruct`` with shardings; the restored arrays get its
             structure and shardings, whatever devices and processes wrote them.
 
         Raises:
-          CheckpointError: all checkpoints are damaged, or the newest undamaged one is of another
-            model or of other options.
+          CheckpointError: no checkpoint is good, or the newest undamaged one is of another model
+            or of other options.
         """
         self.wait()
         steps = self.all_steps()[::-1]
         if not steps:
             return None
-        step, damaged = self._newest_undamaged(steps)
-        if damaged and not self._read_only:
-            self._rename_damaged(damaged)
-        return self._restore(step, example)
+        state, passed_over = self._first_good(steps, lambda step: self._restore(step, example))
+        if passed_over and not self._read_only:
+            self._rename(passed_over, "damaged")
+        return state
+
+    def latest_good_step(self, *, before: int) -> int | None:
+        """Return the newest step before another that is undamaged and finite on disk, or None."""
+        self.wait()
+        older = [step for step in self.all_steps()[::-1] if step < before]
+        try:
+            _, passed_over = self._first_good(older, self._read_arrays)
+        except CheckpointError:
+            return None
+        return older[len(passed_over)]
+
+    def set_aside(self, step: int) -> None:
+        """Rename a checkpoint to STEP.diverged, so that the run resumes from the one before it."""
+        self.wait()
+        self._rename([step], "diverged")
 
     def restore_weights(
         self, step: int | str = "latest", which: str = "ema"
@@ -249,14 +266,15 @@ class Checkpointer:
         """Read the weights of one checkpoint, without the optimizer.
 
         Args:
-          step: a step, "latest" or "best"; the latter two skip damaged ones with a warning.
+          step: a step, "latest" or "best"; the latter two skip damaged ones, and those with
+            values that are not finite, with a warning.
           which: "ema" or "raw".
 
         Returns:
           {"params", "batch_stats"}, nested dicts of NumPy arrays.
 
         Raises:
-          CheckpointError: there is no such step, it is damaged, or it has no EMA.
+          CheckpointError: there is no such step, it is damaged or not finite, or it has no EMA.
           ValueError: ``step`` or ``which`` is none of the above.
         """
         if which not in ("ema", "raw"):
@@ -276,17 +294,9 @@ class Checkpointer:
                 f"No checkpoint of the {wanted} in {self.directory}; "
                 f"there are: {_shorten(self.all_steps()) or 'none'}."
             )
-        found, _ = self._newest_undamaged(candidates)
         item = {"ema": "ema", "raw": "weights"}[which]
-        saved = self._saved_arrays(found)
-        if item not in saved:
-            raise CheckpointError(
-                f"The checkpoint of step {found} in {self.directory} has no EMA, which was off in "
-                'that run. Ask for the raw weights (which="raw").'
-            )
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[item])
-        args = {item: ocp.args.PyTreeRestore(restore_args=restore_args)}
-        return self._read(found, args)[item]
+        arrays, _ = self._first_good(candidates, lambda step: self._read_arrays(step, item))
+        return arrays[item]
 
     def _ranked(self, steps: Sequence[int]) -> list[int]:
         """Return the steps that have ``best_metric``, best first."""
@@ -312,45 +322,60 @@ class Checkpointer:
         folder = next(self.directory.glob(f"{step}.orbax-checkpoint-tmp*"), self._folder(step))
         checksums.write(folder, checksums.checksums(folder), {"metrics": self._metrics[step]})
 
-    def _newest_undamaged(self, steps: Sequence[int]) -> tuple[int, Sequence[int]]:
-        """Return the first of ``steps`` that is undamaged, and the damaged ones before it.
+    def _first_good(
+        self, steps: Sequence[int], read: Callable[[int], T]
+    ) -> tuple[T, Sequence[int]]:
+        """Return what ``read`` gives for the first good one of ``steps``, and those before it.
 
         Raises:
-          CheckpointError: all are damaged.
+          CheckpointError: none is undamaged with finite values.
         """
         problems = []
-        if jax.process_index() == 0:
-            for step in steps:
-                try:
-                    checksums.check(self._folder(step))
-                    break
-                except checksums.DamageError as error:
-                    problems.append(f"step {step}: {error}")
-                    logging.warning("Damaged checkpoint in %s: %s", self.directory, problems[-1])
-        damaged = len(problems)
-        if jax.process_count() > 1:
-            # One process checks and decides for all: they must not disagree.
-            damaged = int(multihost_utils.broadcast_one_to_all(np.int32(damaged)))
-        if damaged < len(steps):
-            if damaged:
-                logging.warning("Using the checkpoint of step %d instead.", steps[damaged])
-            return steps[damaged], steps[:damaged]
-        listed = "\n  ".join(problems) or "process 0 prints the reasons"
+        for index, step in enumerate(steps):
+            problem = self._find_damage(step)
+            if problem is None:
+                arrays = read(step)
+                not_finite = weight_values.find_not_finite(arrays)
+                if not not_finite:
+                    if index:
+                        logging.warning("Using the checkpoint of step %d instead.", step)
+                    return arrays, steps[:index]
+                problem = f"{len(not_finite)} arrays have values that are not finite:\n    "
+                problem += "\n    ".join(not_finite)
+            problems.append(f"step {step}: {problem}")
+            if jax.process_index() == 0:
+                shortened = _shorten(problems[-1].splitlines(), "\n")
+                logging.warning("Damaged checkpoint in %s: %s", self.directory, shortened)
         raise CheckpointError(
-            f"No checkpoint in {self.directory} can be read:\n  {listed}\n"
+            f"No checkpoint in {self.directory} can be read:\n  " + "\n  ".join(problems) + "\n"
             "Restore one from a copy, or start again with another --workdir."
         )
 
-    def _rename_damaged(self, steps: Sequence[int]) -> None:
+    def _find_damage(self, step: int) -> str | None:
+        """Return how a checkpoint differs from its manifest; None where it does not."""
+        problem = None
+        if jax.process_index() == 0:
+            try:
+                checksums.check(self._folder(step))
+            except checksums.DamageError as error:
+                problem = str(error)
+        if jax.process_count() > 1:
+            # One process checks and decides for all: they must not disagree.
+            damaged = multihost_utils.broadcast_one_to_all(np.int32(problem is not None))
+            if damaged and problem is None:
+                problem = "process 0 prints the reason"
+        return problem
+
+    def _rename(self, steps: Sequence[int], suffix: str) -> None:
         if jax.process_index() == 0:
             for step in steps:
                 folder = self._folder(step)
-                target = folder.with_name(f"{step}.damaged")
+                target = folder.with_name(f"{step}.{suffix}")
                 if target.exists():
                     target.rmtree()
                 folder.rename(target)
-                logging.warning("Renamed the damaged %s to %s.", folder, target.name)
-        _barrier("cotnet_jax renamed damaged checkpoints")
+                logging.warning("Renamed the %s %s to %s.", suffix, folder, target.name)
+        _barrier("cotnet_jax renamed checkpoints")
         self._manager.reload()
 
     def _restore(self, step: int, example: TrainState) -> TrainState:
@@ -383,6 +408,25 @@ class Checkpointer:
             for name, metadata in self._manager.item_metadata(step).items()
             if name in _ITEMS and metadata is not None
         }
+
+    def _read_arrays(self, step: int, item: str | None = None) -> dict[str, Any]:
+        """Return {item: nested dict of NumPy arrays} of one item of a step, or of all."""
+        saved = self._saved_arrays(step)
+        if item is not None and item not in saved:
+            raise CheckpointError(
+                f"The checkpoint of step {step} in {self.directory} has no EMA, which was off in "
+                'that run. Ask for the raw weights (which="raw").'
+            )
+        args = {
+            name: ocp.args.PyTreeRestore(
+                restore_args=jax.tree.map(
+                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[name]
+                )
+            )
+            for name in ([item] if item else saved)
+        }
+        restored = self._read(step, args)
+        return {name: restored[name] for name in args}
 
     def _read(self, step: int, args: Mapping[str, ocp.args.PyTreeRestore]) -> ocp.args.Composite:
         try:

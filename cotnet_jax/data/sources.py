@@ -217,9 +217,7 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         )
     data_dir = data_dir or tfds.core.constants.DATA_DIR
     # For datasets that it does not know TFDS reads the classes' names from there, too.
-    for features in (Path(data_dir) / name.split(":")[0].split("/")[0]).rglob(
-        "features.json"
-    ):
+    for features in (Path(data_dir) / name.split(":")[0].split("/")[0]).rglob("features.json"):
         check_features(features.parent)
     try:
         builder = tfds.builder(name, data_dir=data_dir)

@@ -1,6 +1,7 @@
 """Evaluate weights on a whole split, every image counted once."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints, weight_kinds
+from cotnet_jax.checkpoint.weight_values import WeightValuesError, check_weights
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.data.class_names import read_names
 from cotnet_jax.data.normalize import normalize
@@ -30,6 +32,10 @@ from cotnet_jax.weights.class_order import match_classes
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class PredictionsError(ValueError):
+    """The predictions of some weights are not finite."""
+
+
 def evaluate_only(
     config: ml_collections.ConfigDict, workdir: str | Path | None
 ) -> dict[str, float]:
@@ -40,7 +46,8 @@ def evaluate_only(
       config.init_from.
 
     Raises:
-      ValueError, FileNotFoundError: there are no such weights, or they are of another model.
+      ValueError, FileNotFoundError: there are no such weights, they are of another model, or they
+        or their predictions are no usable numbers.
       CheckpointError: the run has no checkpoint that can be read.
     """
     setup = set_up_evaluation(config)
@@ -64,6 +71,8 @@ def evaluate_only(
             weights = {kind: checkpointer.restore_weights(step, kind) for kind in kinds}
         if workdir.classes.is_file():
             names = read_names(workdir.classes)
+        for kind, variables in weights.items():
+            _check_values(variables, f"{workdir}: the {kind} weights")
     for kind, variables in weights.items():
         _check_classes(variables, setup)
         weights[kind] = match_classes(
@@ -117,6 +126,9 @@ class EvalLoop:
 
         Returns:
           {"count": images of the split} and the metrics of each evaluator, such as KIND_top1.
+
+        Raises:
+          PredictionsError: a metric is not finite, because predictions are not.
         """
         setup, mesh = self._setup, self._setup.mesh
         batches = itertools.islice(self._batches, setup.steps_per_pass)
@@ -131,6 +143,13 @@ class EvalLoop:
         for kind in weights:
             for evaluator in setup.evaluators:
                 metrics |= evaluator.metrics(kind, counts[kind][evaluator.name])
+        not_finite = [
+            f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)
+        ]
+        if not_finite:
+            raise PredictionsError(
+                f"the network's predictions are not finite: {', '.join(not_finite)}"
+            )
         metrics["count"] = len(setup.eval_source)
         for kind in weights:
             texts = (evaluator.log_text(kind, metrics) for evaluator in setup.evaluators)
@@ -219,6 +238,13 @@ def sum_counts(
     if sums["count"] != total:
         raise RuntimeError(f"the evaluation counted {sums['count']} images of {total}")
     return sums
+
+
+def _check_values(variables: dict, what: str) -> None:
+    try:
+        check_weights(variables)
+    except WeightValuesError as error:
+        raise WeightValuesError(f"{what}: {error}") from None
 
 
 def _check_classes(variables: dict, setup: EvalSetup) -> None:

@@ -32,7 +32,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
       ValueError: the configuration or the dataset cannot be used.
       WorkdirError: the workdir holds another run, or one with settings that must not change.
       LockedError: another run is at work in the workdir.
-      DivergedError: a loss was not finite; the message says where, and which checkpoint is good.
+      DivergedError: a loss, new weights or predictions were not finite; the message says where,
+        and which checkpoint is good.
       CheckpointError, OSError: something could not be written; earlier checkpoints are intact.
       PreemptedError: SIGTERM came after the first step of this process; that step is saved.
     """

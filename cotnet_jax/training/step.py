@@ -1,6 +1,7 @@
 """One optimizer step, from a batch of uint8 images to the new state."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -40,8 +41,9 @@ def make_train_step(
 
     Returns:
       A function of a replicated TrainState and a batch {"image": [B, H, W, C], "label": [B]},
-      sharded over the devices. Its metrics are float scalars: "loss", the mean over the batch, and
-      "gradient_norm", the global norm before clipping.
+      sharded over the devices. Its metrics are float scalars: "loss", the mean over the batch,
+      "gradient_norm", the global norm before clipping, and "finite", 1 where the new state is
+      finite, else 0.
     """
 
     def loss_fn(params, batch_stats, images, targets, key):
@@ -108,9 +110,26 @@ def make_train_step(
             ema=ema,
             opt_state=opt_state,
         )
-        return state, {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(gradients),
+            "finite": _are_finite((params, batch_stats)).astype(loss.dtype),
+        }
+        return state, metrics
 
     step = jax.shard_map(
         device_step, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=(REPLICATED, REPLICATED)
     )
     return jax.jit(step, donate_argnums=0)
+
+
+def _are_finite(weights: Any) -> jax.Array:
+    """Return whether all new weights are finite, and with them the whole new state, bool [].
+
+    Momentum that is not finite leaves no update that is. The EMA moves by a part of the difference
+    to the new weights, which stays finite up to half of the dtype's range: that is the limit.
+    """
+    in_range = [
+        jnp.all(jnp.abs(leaf) < jnp.finfo(leaf.dtype).max / 2) for leaf in jax.tree.leaves(weights)
+    ]
+    return jnp.all(jnp.stack(in_range))

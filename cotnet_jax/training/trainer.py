@@ -14,7 +14,7 @@ from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.distributed.preemption import PreemptedError, PreemptionHandler
 from cotnet_jax.distributed.sharding import prefetch_to_device
 from cotnet_jax.distributed.watchdog import Watchdog, exit_if_peer_lost
-from cotnet_jax.training.evaluate import EvalLoop
+from cotnet_jax.training.evaluate import EvalLoop, PredictionsError
 from cotnet_jax.training.metric_writer import MetricWriter
 from cotnet_jax.training.profiler import Profiler
 from cotnet_jax.training.progress import Progress
@@ -23,7 +23,7 @@ from cotnet_jax.training.state import weights_of
 
 
 class DivergedError(RuntimeError):
-    """A loss was not finite."""
+    """A loss, new weights or predictions were not finite."""
 
 
 class Trainer:
@@ -43,7 +43,7 @@ class Trainer:
         self.setup = setup
         self.workdir = workdir
         self.step = 0
-        self._losses: dict[int, jax.Array] = {}
+        self._unchecked: dict[int, tuple[jax.Array, jax.Array]] = {}
         self._progress: Progress | None = None
 
     def __enter__(self) -> "Trainer":
@@ -127,26 +127,31 @@ class Trainer:
         """Count a step; every config.log_every_steps steps, log and write its metrics.
 
         Args:
-          metrics: "loss" and other scalars of the train step, on the devices.
+          metrics: "loss", "finite" and other scalars of the train step, on the devices.
 
         Raises:
-          DivergedError: a loss since the last line was not finite.
+          DivergedError: a loss or weights since the last line were not finite.
         """
         learning_rate = self.setup.learning_rate(self.step)
-        self._losses[self.step] = metrics["loss"]
+        metrics = dict(metrics)
+        self._unchecked[self.step] = metrics["loss"], metrics.pop("finite")
         self.step += 1
         self._profiler.after_step(self.step, metrics)
         assert self._progress is not None
         line = self._progress.after_step({**metrics, "learning_rate": learning_rate})
         if line:
-            self._check_losses()
+            self._check_steps()
             self._writer.write_scalars(self.step, line)
 
     def save(self, state: TrainState) -> None:
-        """Save the state after this step."""
+        """Save the state after this step.
+
+        Raises:
+          DivergedError: a loss or weights were not finite; nothing is saved.
+        """
         with self._paused():
             self._watchdog.extend()
-            self._check_losses()
+            self._check_steps()
             self._checkpointer.save(state)
 
     def save_and_evaluate(self, state: TrainState) -> dict[str, float]:
@@ -156,14 +161,22 @@ class Trainer:
           The evaluation's metrics, which are saved with the step.
 
         Raises:
+          DivergedError: a loss, weights or predictions were not finite.
           PreemptedError: SIGTERM came during the evaluation; the step is saved.
         """
         with self._paused():
             self._watchdog.extend()
-            self._check_losses()
+            self._check_steps()
             # Saved first: whatever stops the run during the evaluation costs only the evaluation.
             self._checkpointer.save(state)
-            metrics = self._eval_loop.run(weights_of(state), after_batch=self._stop_if_preempted)
+            try:
+                metrics = self._eval_loop.run(
+                    weights_of(state), after_batch=self._stop_if_preempted
+                )
+            except PredictionsError as error:
+                raise self._diverged(
+                    f"the evaluation after step {self.step}: {error}", self.step
+                ) from None
             self._writer.write_scalars(self.step, metrics)
             self._checkpointer.save(state, metrics)
         return metrics
@@ -197,18 +210,43 @@ class Trainer:
         if self._preemption.should_stop():
             self.stop()
 
-    def _check_losses(self) -> None:
-        """Raise DivergedError at the first loss since the last call that is not finite."""
-        for step, loss in jax.device_get(self._losses).items():
+    def _check_steps(self) -> None:
+        """Raise DivergedError at the first step since the last call that was not finite."""
+        for step, (loss, finite) in jax.device_get(self._unchecked).items():
+            rate = f"learning rate {self.setup.learning_rate(step):.4g}"
             if not np.isfinite(loss):
-                last = self._checkpointer.latest_step()
-                saved = (
-                    "No checkpoint was saved yet" if last is None else f"Checkpoint {last} is good"
+                raise self._diverged(f"the loss of step {step + 1} is {loss} at {rate}", step)
+            if not finite:
+                raise self._diverged(
+                    f"step {step + 1} made weights that are not finite, at {rate}", step
                 )
-                raise DivergedError(
-                    f"the loss of step {step + 1} is {loss} at learning rate "
-                    f"{self.setup.learning_rate(step):.4g}. {saved} in "
-                    f"{self._checkpointer.directory}. Try a lower --config.schedule.peak or "
-                    "--config.optimizer.clip_norm=1."
-                )
-        self._losses.clear()
+        self._unchecked.clear()
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        """Return the error of a run that failed from the weights after ``step`` steps.
+
+        Their checkpoint, if there is one, is finite, but may be so large that it overflows in the
+        network, at any learning rate: it is set aside where there is an older good one, from which
+        a step has succeeded.
+        """
+        self._watchdog.extend()
+        checkpointer = self._checkpointer
+        has_checkpoint = step in checkpointer.all_steps()
+        good = checkpointer.latest_good_step(before=step)
+        directory = checkpointer.directory
+        if good is not None:
+            saved = f"Checkpoint {good} is good in {directory}, and the next start resumes from it"
+            if has_checkpoint:
+                checkpointer.set_aside(step)
+                saved += f"; checkpoint {step}, which the run failed from, is now {step}.diverged"
+        elif has_checkpoint:
+            saved = (
+                f"The only checkpoint in {directory} is {step}: it is finite, but the run failed "
+                "from it; if it does so again, choose another --workdir"
+            )
+        else:
+            saved = f"No checkpoint was saved yet in {directory}"
+        return DivergedError(
+            f"{what}. {saved}. Try a lower --config.schedule.peak or "
+            "--config.optimizer.clip_norm=1."
+        )

@@ -43,8 +43,9 @@ def convert_torch_file(
 ) -> None:
     """Convert a PyTorch file to a folder of weights, and print a report.
 
-    The written copy is read back, must equal the file array by array and must give finite logits.
-    On an error nothing is left of it.
+    All values are checked before anything is written, as in ``load``. The written copy is read
+    back, must equal the file array by array and must give finite logits. On an error nothing is
+    left of it.
 
     Args:
       path: a .pth.tar, .pth or .safetensors file.
@@ -194,5 +195,5 @@ def _require_finite(logits, output):
     if wrong:
         raise WeightsError(
             f"{output}: {wrong} of {logits.size} logits are not finite, so nothing was written; "
-            "the weights contain NaN or infinity, or belong to another network"
+            "the weights are all finite, but so large that the network's sums overflow"
         )

@@ -124,7 +124,7 @@ class NewFolder:
             "versions": {name: importlib.metadata.version(name) for name in _VERSIONS_OF},
             "files": checksums.checksums(epath.Path(self.unfinished / ARRAYS)),
         }
-        text = json.dumps(description, indent=2) + "\n"
+        text = json.dumps(description, indent=2, allow_nan=False) + "\n"
         files.write_whole(self.unfinished / DESCRIPTION, text)
 
     def publish(self) -> None:

@@ -1,6 +1,7 @@
 """Read the weights of a trained model: a PyTorch file, a converted folder or a training run."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from cotnet_jax import files
+from cotnet_jax.checkpoint import weight_values
 from cotnet_jax.checkpoint.checkpointer import CheckpointError, open_checkpoints, weight_kinds
 from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
 from cotnet_jax.data import class_names, imagenet
@@ -115,8 +117,8 @@ def load(
 
     Raises:
       FileNotFoundError: ``path`` does not exist.
-      ValueError: the weights are damaged, missing, of another kind, for other classes or do not
-        fit the model.
+      ValueError: the weights are damaged, missing, of another kind, for other classes, do not fit
+        the model, or hold values that are no usable numbers: see ``checkpoint/weight_values.py``.
     """
     if "weights" in attributes:
         raise TypeError(f"load() takes kind={attributes['weights']!r}, not weights=")
@@ -137,6 +139,8 @@ def load(
                 variables, read.class_names, class_names, weights=str(path), accept=accept_classes
             )
     net = create_model(read.model, num_classes=num_classes, **read.attributes | attributes)
+    if net.param_dtype != jnp.float32:
+        _check_values(variables, path, net.param_dtype)
     return net, jax.tree.map(lambda leaf: jnp.asarray(leaf, net.param_dtype), variables)
 
 
@@ -172,6 +176,7 @@ def read_weights(
         return _read_torch(path, kind, model)
     if model not in (None, read.model):
         raise WeightsError(f"{path}: holds weights of {read.model}, not of {model}")
+    _check_values(read.variables, path)
     return read
 
 
@@ -179,6 +184,13 @@ def is_converted_or_trained(path: str | os.PathLike) -> bool:
     """Return whether ``path`` is a folder made by ``convert`` or a training run's workdir."""
     path = files.local(path)
     return folder.is_weights_folder(path) or _is_workdir(path)
+
+
+def _check_values(variables, path, dtype=np.float32):
+    try:
+        weight_values.check_weights(variables, dtype)
+    except weight_values.WeightValuesError as error:
+        raise WeightsError(f"{path}: {error}") from None
 
 
 def _is_workdir(path):
@@ -272,6 +284,8 @@ def _read_torch(path, kind, model):
     _require_supported(checkpoint, name)
     try:
         variables = from_torch_state_dict(name, checkpoint.state_dict)
+    except weight_values.WeightValuesError as error:
+        raise WeightsError(f"{path}: {error}") from None
     except ValueError as error:
         fits = [other for other in identify.matching_models(shapes) if other != name]
         hint = f"\nIts names and shapes are those of {fits[0]}: --model={fits[0]}" if fits else ""
@@ -293,7 +307,9 @@ def _read_torch(path, kind, model):
             **{
                 key: value
                 for key in ("arch", "epoch", "metric")
+                # JSON has no NaN, which a diverged run's metric may be.
                 if (value := getattr(checkpoint, key)) is not None
+                and not (isinstance(value, float) and not math.isfinite(value))
             },
         },
         notes=(),

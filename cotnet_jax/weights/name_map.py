@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cotnet_jax.checkpoint import weight_values
 from cotnet_jax.models.cotnet import CoTNet, create_model
 
 SPATIAL = {
@@ -76,6 +77,8 @@ def from_torch_state_dict(
 
     Raises:
       ValueError: lists every missing, unexpected and misshapen tensor, with the nearest names.
+      WeightValuesError: lists, by their torch names, all tensors that are not floating or not
+        finite in float32, and running variances that are negative.
     """
     # Tensors of other shapes say nothing of the model; they are reported as misshapen.
     classifier = np.shape(state_dict.get("fc.weight", ()))
@@ -94,9 +97,15 @@ def from_torch_state_dict(
             + "\n  ".join(problems)
         )
     variables: dict[str, dict] = {}
+    unusable = []
     for torch_name, path in wanted.items():
-        tensor = np.asarray(state_dict[torch_name]).astype(np.float32)
-        _insert(variables, path, _to_ours(model, path, tensor))
+        tensor = np.asarray(state_dict[torch_name])
+        problem = weight_values.find_problem(torch_name, tensor)
+        if problem:
+            unusable.append(problem)
+            continue
+        _insert(variables, path, _to_ours(model, path, tensor.astype(np.float32)))
+    weight_values.raise_for(unusable)
     return variables
 
 

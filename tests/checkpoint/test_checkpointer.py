@@ -108,6 +108,49 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, warnings_logged, damage):
         assert_identical(checkpointer.restore_latest(make_state(0)), make_state(2))
 
 
+def spoil(state, part, value):
+    """A state with one value that is not finite in one of its parts."""
+    leaves, structure = jax.tree.flatten(getattr(state, part))
+    index = next(i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    leaves[index] = leaves[index].ravel().at[-1].set(value).reshape(leaves[index].shape)
+    return state.replace(**{part: jax.tree.unflatten(structure, leaves)})
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("params", np.nan), ("batch_stats", np.inf), ("ema", np.nan), ("opt_state", -np.inf)],
+)
+def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, warnings_logged, part, value):
+    save_steps(tmp_path, [1])
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(spoil(make_state(2), part, value), {"ema_top1": 0.9})
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.latest_good_step(before=3) == 1
+        assert checkpointer.latest_good_step(before=1) is None
+        if part == "ema":
+            assert_identical(
+                checkpointer.restore_weights("best"), jax.tree.map(np.array, make_state(1).ema)
+            )
+            with pytest.raises(CheckpointError, match=r"step 2: 1 arrays(.|\n)*ema/.*not finite"):
+                checkpointer.restore_weights(2)
+        assert_identical(checkpointer.restore_latest(make_state(0)), make_state(1))
+        assert any("step 2: 1 arrays have values" in line for line in warnings_logged)
+        assert checkpointer.all_steps() == [1]
+        assert (tmp_path / "2.damaged").is_dir()
+        assert checkpointer.save(make_state(2))
+
+
+def test_a_checkpoint_is_set_aside(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.set_aside(2)
+        assert checkpointer.all_steps() == [1]
+        assert_identical(checkpointer.restore_latest(make_state(0)), make_state(1))
+        assert checkpointer.save(make_state(2))
+        checkpointer.set_aside(2)
+    assert {p.name for p in tmp_path.iterdir()} == {"1", "2.diverged"}
+
+
 def test_all_damaged_is_one_error_that_names_each(tmp_path):
     save_steps(tmp_path, [1, 2])
     truncate(tmp_path / "1")

@@ -222,9 +222,32 @@ def test_weights_that_are_not_finite(tmp_path, state_dicts):
     state_dict["fc.bias"] = np.full(CLASSES, np.inf, np.float32)
     path = tmp_path / "nan.pth"
     path.write_bytes(build.training_checkpoint(state_dict, None))
-    with pytest.raises(WeightsError, match="10 of 10 logits are not finite"):
+    with pytest.raises(WeightsError, match=r"fc.bias: 10 of 10 values are infinite"):
         convert_quietly(path, tmp_path / "out")
     assert os.listdir(tmp_path) == ["nan.pth"]
+
+
+def test_nan_in_the_middle_of_the_network(tmp_path, state_dicts):
+    """XLA's code for CPUs gives finite logits for it."""
+    state_dict = dict(state_dicts["ema"])
+    name = "layer2.0.conv2.key_embed.0.weight"
+    state_dict[name] = state_dict[name].copy()
+    state_dict[name][1, 2, 0, 1] = np.nan
+    path = tmp_path / "nan.pth"
+    path.write_bytes(build.training_checkpoint(state_dict, None))
+    with pytest.raises(WeightsError, match=rf"nan.pth: 1 array .*\n  {name}: 1 of .* is NaN, at"):
+        convert_quietly(path, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["nan.pth"]
+
+
+def test_finite_weights_that_overflow(tmp_path, state_dicts):
+    state_dict = dict(state_dicts["ema"])
+    state_dict["fc.weight"] = np.full_like(state_dict["fc.weight"], 3e38)
+    path = tmp_path / "large.pth"
+    path.write_bytes(build.training_checkpoint(state_dict, None))
+    with pytest.raises(WeightsError, match=r"10 of 10 logits are not finite.*overflow"):
+        convert_quietly(path, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["large.pth"]
 
 
 @pytest.mark.parametrize("fails", ["write", "publish", "read_arrays", "damage"])

@@ -1,7 +1,11 @@
 """Loading of weights from every kind of place."""
 
+import dataclasses
+import io
 import json
 import logging
+import struct
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +19,7 @@ import cotnet_jax
 from cotnet_jax.checkpoint.checkpointer import Checkpointer
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.weights import convert, loading, name_map
-from cotnet_jax.weights.folder import WeightsError
+from cotnet_jax.weights.folder import NewFolder, WeightsError
 
 CLASSES = 10
 IMAGE = np.ones((1, 32, 32, 3), np.float32)
@@ -156,6 +160,116 @@ def test_workdir_back_to_torch(tmp_path, workdir):
     read = loading.read_weights(output)
     assert (read.model, read.batches, read.num_classes) == ("cotnet_tiny", 2, CLASSES)
     assert equal(read.variables, variables_of(22))
+
+
+def spoilt(kind):
+    """Variables with values of one kind that no weights have, and the report's lines."""
+    variables = variables_of(2)
+    stem = variables["params"]["stem"]["conv1"]
+    norm = variables["batch_stats"]["stem"]["bn"]
+    if kind == "NaN":
+        stem["kernel"] = stem["kernel"].copy()
+        stem["kernel"][0, 1, 2, :2] = np.nan
+        return variables, ["params/stem/conv1/kernel: 2 of", "are NaN, the first at [0, 1, 2, 0]"]
+    if kind == "several":
+        norm["var"] = norm["var"].copy()
+        norm["var"][:2] = -1, np.inf
+        variables["params"]["head"]["bias"] = np.full(CLASSES, -np.inf, np.float32)
+        return variables, [
+            "2 arrays of weights",
+            "batch_stats/stem/bn/var: 1 of 32 values is infinite, at [1]; 1 of 32 values is "
+            "negative",
+            "params/head/bias: 10 of 10 values are infinite",
+        ]
+    dtype = {"complex": np.complex64, "int8": np.int8, "bool": bool}[kind]
+    stem["kernel"] = stem["kernel"].astype(dtype)
+    return variables, ["params/stem/conv1/kernel: ", np.dtype(dtype).name, "not a floating-point"]
+
+
+@pytest.mark.parametrize("kind", ["NaN", "several", "int8"])
+def test_folder_whose_values_are_no_numbers(tmp_path, kind):
+    variables, lines = spoilt(kind)
+    with NewFolder(tmp_path / "bad") as new:
+        source = {"file": "x.pth", "format": "zip"}
+        description = {"model": "cotnet_tiny", "weights": "ema", "source": source}
+        description |= {"default_cfg": {"input_size": [32, 32, 3]}, "num_batches_tracked": 1}
+        new.write(variables, description)
+        new.publish()
+    for load in (loading.load, loading.read_weights, cotnet_jax.Predictor.load):
+        with pytest.raises(WeightsError) as error:
+            load(tmp_path / "bad")
+        assert all(line in str(error.value) for line in [str(tmp_path / "bad"), *lines])
+
+
+@pytest.mark.parametrize("kind", ["NaN", "several", "complex", "int8", "bool"])
+def test_weights_in_memory_whose_values_are_no_numbers(folder, kind):
+    read = loading.read_weights(folder)
+    variables, lines = spoilt(kind)
+    with pytest.raises(ValueError, match="of weights cannot be used") as error:
+        cotnet_jax.Predictor(dataclasses.replace(read, variables=variables))
+    assert all(line in str(error.value) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "problem"),
+    [
+        (np.complex64, 1j, "complex64, which is not a floating-point type"),
+        (np.int8, 1, "int8, which is not a floating-point type"),
+        (np.float64, 1e300, "is too large for float32, at [2]"),
+        (np.float16, np.nan, "is NaN, at [2]"),
+        (np.float32, -np.inf, "is infinite, at [2]"),
+    ],
+)
+def test_state_dict_whose_values_are_no_numbers(dtype, value, problem):
+    state_dict = golden.state_dict(name_map.torch_shapes("cotnet_tiny"), 0)
+    for name in ("bn1.weight", "layer3.0.bn3.running_mean"):
+        state_dict[name] = state_dict[name].astype(dtype)
+        state_dict[name][2] = value
+    state_dict["layer1.0.bn1.running_var"] = -state_dict["layer1.0.bn1.running_var"]
+    with pytest.raises(ValueError, match="3 arrays of weights") as error:
+        cotnet_jax.from_torch_state_dict("cotnet_tiny", state_dict)
+    lines = str(error.value).splitlines()[1:]
+    assert sum(line.endswith(problem) for line in lines) == 2
+    assert sum("layer1.0.bn1.running_var: " in line and "negative" in line for line in lines) == 1
+
+
+def test_weights_too_large_for_the_dtype_asked_for(folder):
+    read = loading.read_weights(folder)
+    read.variables["params"]["head"]["bias"] = np.full(CLASSES, 1e5, np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "read_weights", lambda *_: read)
+        loading.load(folder, param_dtype=jnp.bfloat16)
+        with pytest.raises(WeightsError, match="10 of 10 values are too large for float16"):
+            loading.load(folder, param_dtype=jnp.float16)
+
+
+def test_checkpoint_whose_values_are_no_numbers(tmp_path, monkeypatch):
+    variables = variables_of(23)
+    variables["params"]["head"]["bias"][3] = np.nan
+    original = variables_of
+    monkeypatch.setitem(
+        globals(), "variables_of", lambda seed: variables if seed == 23 else original(seed)
+    )
+    path = make_workdir(tmp_path / "run", steps=((2, 50.0), (3, 60.0)))
+    with pytest.raises(WeightsError, match=r"step 3: 1 arrays .*\n.*ema/params/head/bias: 1 of 10"):
+        loading.read_weights(path / "checkpoints" / "3")
+    # The best one that is finite.
+    assert equal(loading.read_weights(path).variables, original(22))
+
+
+def test_metric_that_is_not_a_number(tmp_path):
+    shapes = name_map.torch_shapes("cotnet_tiny", num_classes=CLASSES)
+    data = build.training_checkpoint(golden.state_dict(shapes, 1), None)
+    metric, nan = struct.pack(">d", 81.3), struct.pack(">d", np.nan)
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as given, zipfile.ZipFile(changed, "w") as archive:
+        for name in given.namelist():
+            archive.writestr(name, given.read(name).replace(metric, nan))
+    (tmp_path / "nan.pth").write_bytes(changed.getvalue())
+    convert.convert_torch_file(tmp_path / "nan.pth", tmp_path / "folder")
+    description = (tmp_path / "folder" / "cotnet.json").read_text()
+    assert "NaN" not in description
+    assert "metric" not in json.loads(description)["source"]
 
 
 def test_unusable_folders(tmp_path):
