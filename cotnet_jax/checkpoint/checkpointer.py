@@ -277,6 +277,12 @@ class Checkpointer:
           CheckpointError: there is no such step, it is damaged or not finite, or it has no EMA.
           ValueError: ``step`` or ``which`` is none of the above.
         """
+        return self.restore_step_and_weights(step, which)[1]
+
+    def restore_step_and_weights(
+        self, step: int | str = "latest", which: str = "ema"
+    ) -> tuple[int, dict[str, dict[str, Any]]]:
+        """Return the step that ``restore_weights`` reads for these arguments, and its weights."""
         if which not in ("ema", "raw"):
             raise ValueError(f'which must be "ema" or "raw", not {which!r}.')
         self.wait()
@@ -295,8 +301,10 @@ class Checkpointer:
                 f"there are: {_shorten(self.all_steps()) or 'none'}."
             )
         item = {"ema": "ema", "raw": "weights"}[which]
-        arrays, _ = self._first_good(candidates, lambda step: self._read_arrays(step, item))
-        return arrays[item]
+        arrays, passed_over = self._first_good(
+            candidates, lambda step: self._read_arrays(step, item)
+        )
+        return candidates[len(passed_over)], arrays[item]
 
     def _ranked(self, steps: Sequence[int]) -> list[int]:
         """Return the steps that have ``best_metric``, best first."""

@@ -228,12 +228,8 @@ def _read_workdir(path, kind, step: int | None = None):
             if step is not None:
                 choice, variables = "chosen", checkpointer.restore_weights(step, kind)
             else:
-                step = checkpointer.best_step()
-                choice = "latest" if step is None else "best"
-                step = checkpointer.latest_step() if step is None else step
-                variables = checkpointer.restore_weights(choice, kind)
-            # Without any checkpoint restore_weights has raised.
-            assert step is not None
+                choice = "latest" if checkpointer.best_step() is None else "best"
+                step, variables = checkpointer.restore_step_and_weights(choice, kind)
             metrics = checkpointer.metrics(step)
     except CheckpointError as error:
         raise WeightsError(f"{path}: {error}") from None

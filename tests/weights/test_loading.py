@@ -254,7 +254,9 @@ def test_checkpoint_whose_values_are_no_numbers(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match=r"step 3: 1 arrays .*\n.*ema/params/head/bias: 1 of 10"):
         loading.read_weights(path / "checkpoints" / "3")
     # The best one that is finite.
-    assert equal(loading.read_weights(path).variables, original(22))
+    read = loading.read_weights(path)
+    assert equal(read.variables, original(22))
+    assert (read.batches, read.source["ema_top1"]) == (2, 50.0)
 
 
 def test_metric_that_is_not_a_number(tmp_path):
