@@ -1,5 +1,6 @@
 """One process at a time writes to a folder: on one machine, and on several that share it."""
 
+import itertools
 import json
 import os
 import signal
@@ -138,8 +139,9 @@ def test_a_sign_of_life_from_elsewhere(tmp_path, jump, monkeypatch):
     path = tmp_path / "lock"
     write(path)
     os.utime(path, (1.8e9 + jump, 1.8e9 + jump))
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    renewal = threading.Timer(0.2, os.utime, (path, (1.7e9, 1.7e9)))
+    now = itertools.count(1.8e9, 1e9)
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    renewal = threading.Timer(0.7, os.utime, (path, (1.7e9, 1.7e9)))
     renewal.start()
     with pytest.raises(LockedError, match="process 7 on elsewhere since 2026"):
         make(path, lease_seconds=20).acquire()
