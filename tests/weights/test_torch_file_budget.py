@@ -50,14 +50,14 @@ def refused(path, message):
 
 
 LONG = build.text("x" * 10**6) + KEEP + b"0"
-CHAIN = build.name("a", "b") + b")R" * 10_000 + KEEP + b"0"
+CHAIN = build.name("a", "b") + b")R" * 30_000 + KEEP + b"0"
 HOSTILE = {
     "a long text as module and name, many times": (
         LONG + b"(" + (GIVE + GIVE + build.STACK_GLOBAL) * 100 + b"l",
         "whose name has 2,000,000 characters",
     ),
     "chains of calls as keys": (
-        CHAIN + b"}(" + (GIVE + b")RN") * 2000 + b"u",
+        CHAIN + b"}(" + (GIVE + b")RN") * 5000 + b"u",
         "no state dict in it; it holds <inert object of a.b>",
     ),
     "a key that holds a long text many times": (
