@@ -37,6 +37,7 @@ CLASSES: Mapping[str, Change] = {
     # Read before the first step only.
     "init_from": Change.FREE,
     "init_kind": Change.FREE,
+    "accept_classes": Change.FREE,
     "model": Change.MEANING,
     "model.name": Change.IDENTITY,
     "data.name": Change.IDENTITY,
@@ -55,6 +56,9 @@ CLASSES: Mapping[str, Change] = {
     "data.num_workers": Change.FREE,
     "data.prefetch": Change.FREE,
     "data.max_undecodable": Change.FREE,
+    # Which images are replaced, and how those of phones lie.
+    "data.max_pixels": Change.MEANING,
+    "data.exif_orientation": Change.MEANING,
     "augment": Change.MEANING,
     "mixing": Change.MEANING,
     "optimizer": Change.MEANING,

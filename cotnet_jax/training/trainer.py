@@ -248,5 +248,6 @@ class Trainer:
             saved = f"No checkpoint was saved yet in {directory}"
         return DivergedError(
             f"{what}. {saved}. Try a lower --config.schedule.peak or "
-            "--config.optimizer.clip_norm=1."
+            "--config.optimizer.clip_norm=1; to resume with it, add "
+            "--config.resume.allow_changes=schedule,optimizer."
         )

@@ -58,6 +58,7 @@ def test_an_absurd_learning_rate_leaves_finite_checkpoints(config, tmp_path):
     assert_finite(tmp_path, 4)
 
     config.schedule.peak, config.checkpoint.every_steps = 0.1, 0
+    config.resume.allow_changes = "schedule"
     assert np.isfinite(loop.train(config, tmp_path)["ema_loss"])
     assert steps_in(tmp_path) == {"8", "12", "5.diverged"}
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
@@ -103,7 +104,7 @@ def test_an_earlier_versions_checkpoint_that_is_not_finite(config, tmp_path, cap
         tmp_path,
         lambda state: state.replace(params=jax.tree.map(lambda a: a * np.inf, state.params)),
     )
-    config.epochs = 2
+    config.epochs, config.resume.allow_changes = 2, "epochs"
     caplog.set_level("INFO")
     loop.train(config, tmp_path)
     assert "step 5: " in caplog.text
