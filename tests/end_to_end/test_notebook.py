@@ -12,13 +12,13 @@ from sklearn.datasets import load_sample_images
 
 from cotnet_jax.weights import name_map
 
+pytestmark = pytest.mark.end_to_end
+
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "inference.ipynb"
 
 # Keeps what each figure says, and which arrays it draws, before it is shown.
 BEFORE = """
 import matplotlib.pyplot as plt
-
-pytestmark = pytest.mark.end_to_end
 
 def text_of(axis):
     return {
