@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pytest
 from helpers import golden, quick
 from helpers import torch_file_builder as build
 from nbclient import NotebookClient
