@@ -30,8 +30,8 @@ class Limits:
       int_bits: size of an integer.
       dimensions: of a tensor.
       expanded_elements: elements of a tensor that repeats the elements of a smaller storage.
-      array_bytes, array_factor: size of all arrays of one state dict together: so many bytes, and
-        so many times those of the storages.
+      array_bytes, array_factor: size of all distinct arrays of one state dict together: so many
+        bytes, and so many times those of the storages.
       directory_bytes: size of the directory of a zip file.
       inflated_bytes, inflated_factor: size of all compressed members of a zip file together: so
         many bytes, or so many times what they take in the file, whichever is more.
@@ -101,14 +101,16 @@ class Budget:
             )
 
     def claim_arrays(self, tensors) -> None:
-        """Charge tensors that are about to become arrays, each as often as it occurs.
+        """Charge tensors that are about to become arrays; those with one identity share theirs.
 
         Raises:
-          TorchFileError: they are too large together, as expanded or repeated ones can be.
+          TorchFileError: they are too large together, as expanded or overlapping ones can be.
         """
+        distinct = {}
         for tensor in tensors:
             self.spend(TENSOR_STEPS)
-            self._arrays += tensor.nbytes
+            distinct[tensor.identity] = tensor.nbytes
+        self._arrays += sum(distinct.values())
         if self._arrays > self._array_bytes:
             raise TorchFileError(
                 f"its tensors claim {self._arrays:,} bytes, more than {self._array_bytes:,} for "

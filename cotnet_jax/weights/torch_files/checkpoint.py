@@ -90,11 +90,15 @@ class TorchCheckpoint:
     def arrays(self) -> dict[str, np.ndarray]:
         """Read the values of all tensors, read-only, mapped from the file if possible.
 
+        Tensors with the same storage, place, shape and dtype, as tied weights are, share an array.
+
         Raises:
           TorchFileError: some do not match their checksum.
         """
         with errors_of(self.path):
-            return {name: tensor.numpy() for name, tensor in self.state_dict.items()}
+            distinct = {tensor.identity: tensor for tensor in self.state_dict.values()}
+            arrays = {identity: tensor.numpy() for identity, tensor in distinct.items()}
+            return {name: arrays[tensor.identity] for name, tensor in self.state_dict.items()}
 
 
 def read_torch_checkpoint(

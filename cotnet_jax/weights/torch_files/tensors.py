@@ -115,6 +115,11 @@ class TorchTensor:
         """Bytes of the array that it becomes."""
         return self.size * self.dtype.itemsize
 
+    @property
+    def identity(self) -> tuple:
+        """The same for tensors of one file with the same storage, place, shape and dtype."""
+        return id(self.storage), self.dtype, self.offset, self.shape, self.strides
+
     def numpy(self) -> np.ndarray:
         """Read the values, [*shape], read-only; a view of the file's memory map if possible.
 
