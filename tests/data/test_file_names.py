@@ -34,7 +34,7 @@ LEFTOVERS = [
 @pytest.fixture(autouse=True)
 def threads(monkeypatch):
     monkeypatch.setattr(
-        command, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers)
+        command, "ProcessPoolExecutor", lambda workers, mp_context, **_: ThreadPoolExecutor(workers)
     )
 
 
