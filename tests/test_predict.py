@@ -22,6 +22,8 @@ from cotnet_jax.models.contexts import cot_contexts
 from cotnet_jax.predictor import PredictionError, Predictor, find_images
 from cotnet_jax.weights import convert, loading, name_map
 
+pytestmark = pytest.mark.end_to_end
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+pytestmark = pytest.mark.end_to_end
+
 TESTS = Path(__file__).parents[1]
 # They compare with the goldens and with Pillow's own resizing, pixel by pixel.
 COMPARISONS = ["data/test_transforms.py", "data/test_randaugment.py"]

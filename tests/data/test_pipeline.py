@@ -15,6 +15,8 @@ from configs import default
 from cotnet_jax.data import digits, pipeline, sources
 from cotnet_jax.data.undecodable import UndecodableError
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.fixture(scope="module", autouse=True)
 def parsed_flags():

@@ -13,6 +13,8 @@ from helpers.processes import start_python
 from cotnet_jax.files import lock as lock_module
 from cotnet_jax.files.lock import FolderLock, LockedError, LockLostError
 
+pytestmark = pytest.mark.end_to_end
+
 # A lock's process, as another one runs it.
 HOLD = """
     import sys, time

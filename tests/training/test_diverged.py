@@ -17,6 +17,8 @@ from cotnet_jax.training.step import _are_finite
 from cotnet_jax.training.trainer import DivergedError
 from cotnet_jax.weights import read_weights
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.fixture
 def config(monkeypatch):
