@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from helpers import small_dataset
 
-from configs import default
 from cotnet_jax.data import digits, imagenet, pipeline, sources
 from cotnet_jax.data.prepare import __main__ as command_line
 from cotnet_jax.data.prepare import dataset, imagenet_listing, plan
@@ -17,17 +16,8 @@ from cotnet_jax.data.prepare.listing import SourceError
 from cotnet_jax.data.undecodable import UndecodableError
 
 
-def data_config(folder):
-    config = default.get_config()
-    config.data.name = str(folder)
-    config.data.train_split = config.data.eval_split = "train"
-    config.data.image_size, config.data.num_threads = 8, 2
-    config.batch_size = config.eval.batch_size = 4
-    return config
-
-
 def open_train(folder, split="train"):
-    return sources.open_source(data_config(folder).data, split)
+    return sources.open_source(small_dataset.config_for(folder).data, split)
 
 
 @pytest.fixture
@@ -69,7 +59,7 @@ def test_a_damaged_record_counts_as_an_undecodable_image(folder, caplog):
     at = data.index(small_dataset.png(3)[-40:])
     data[at] ^= 0xFF
     path.write_bytes(data)
-    config = data_config(folder)
+    config = small_dataset.config_for(folder)
     config.data.max_undecodable = 1 / 12
     batches = list(pipeline.eval_batches(config))
     assert sum(batch["mask"].sum() for batch in batches) == 12
@@ -143,7 +133,7 @@ def test_features_of_others_are_not_imported(folder, monkeypatch, feature):
     named = folder.parent / "store" / "mine"
     named.mkdir(parents=True)
     folder.rename(named / "1.0.0")
-    config = data_config("mine").data
+    config = small_dataset.config_for("mine").data
     config.data_dir = str(named.parent)
     with pytest.raises(sources.DatasetError, match=r"features\.json: names the Python class '"):
         sources.open_source(config, "train")

@@ -1,5 +1,6 @@
 """Elements of a dataset: labels of no class, orientation, and images that are too large."""
 
+import contextlib
 import io
 import itertools
 
@@ -9,22 +10,19 @@ from absl import flags
 from helpers import small_dataset
 from PIL import Image
 
-from configs import default
 from cotnet_jax.data import pipeline, sources, transforms
 
 
-def config_for(folder):
-    config = default.get_config()
-    config.data.name = str(folder)
-    config.data.train_split = config.data.eval_split = "train"
-    config.data.image_size, config.data.num_threads = 8, 2
-    config.batch_size = config.eval.batch_size = 4
-    return config
+def first_training_batch(config):
+    """Ends the stream's threads, which would go on transforming images in the next test."""
+    with contextlib.closing(pipeline.train_batches(config, start_step=0)) as batches:
+        return next(batches)
 
 
 @pytest.mark.parametrize("label", [-1, 2, 1000, -2, 2**31, 2**40, -(2**40)])
 def test_a_label_of_no_class_is_refused_with_split_record_and_number(tmp_path, label):
-    config = config_for(small_dataset.write(tmp_path / "data", [0, 1, 0, 1, 0, label, 0, 1]))
+    folder = small_dataset.write(tmp_path / "data", [0, 1, 0, 1, 0, label, 0, 1])
+    config = small_dataset.config_for(folder)
     words = rf"record 5 of split 'train' has the label {label}\b.*2 classes are 0 to 1"
     with pytest.raises(sources.LabelError, match=words):
         list(pipeline.eval_batches(config))
@@ -34,7 +32,7 @@ def test_a_label_of_no_class_is_refused_with_split_record_and_number(tmp_path, l
 
 
 def test_a_label_of_no_class_in_a_worker_process_is_the_same_error(tmp_path):
-    config = config_for(small_dataset.write(tmp_path / "data", [0, 1, 0, -1]))
+    config = small_dataset.config_for(small_dataset.write(tmp_path / "data", [0, 1, 0, -1]))
     # Grain's workers read absl's flags, which only absl.app parses.
     flags.FLAGS.mark_as_parsed()
     config.data.num_workers = 1
@@ -44,9 +42,9 @@ def test_a_label_of_no_class_in_a_worker_process_is_the_same_error(tmp_path):
 
 def test_the_label_that_counts_is_that_of_the_image_that_replaces_another(tmp_path):
     images = [small_dataset.png(0), b"no image", small_dataset.png(2), small_dataset.png(3)]
-    config = config_for(small_dataset.write(tmp_path / "data", [0, -1, 1, 1], images))
+    config = small_dataset.config_for(small_dataset.write(tmp_path / "data", [0, -1, 1, 1], images))
     config.data.max_undecodable = 0.5
-    (batch,) = itertools.islice(pipeline.train_batches(config, start_step=0), 1)
+    batch = first_training_batch(config)
     np.testing.assert_array_equal(np.sort(batch["label"]), [0, 1, 1, 1])
 
 
@@ -58,37 +56,39 @@ def test_exif_orientation_is_applied_in_folders_of_ones_own(tmp_path, setting, a
     pixels[:4] = 255
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", exif=exif)
-    config = config_for(small_dataset.write(tmp_path / "data", [0] * 4, [file.getvalue()] * 4))
+    folder = small_dataset.write(tmp_path / "data", [0] * 4, [file.getvalue()] * 4)
+    config = small_dataset.config_for(folder)
     config.data.exif_orientation, config.data.crop = setting, 1.0
     config.augment.update(scale=(1.0, 1.0), ratio=(1.0, 1.0), randaugment="", color_jitter=0.0)
     expected = pixels[::-1] if applied else pixels
     (evaluated,) = pipeline.eval_batches(config)
-    trained = next(pipeline.train_batches(config, start_step=0))
+    trained = first_training_batch(config)
     for batch in (evaluated, trained):
         np.testing.assert_array_equal(batch["image"], [expected] * 4)
 
 
 def test_images_beyond_the_limit_are_undecodable(tmp_path):
     images = [small_dataset.png(0), small_dataset.png(1, side=9), *map(small_dataset.png, (2, 3))]
-    config = config_for(small_dataset.write(tmp_path / "data", [0] * 4, images))
+    config = small_dataset.config_for(small_dataset.write(tmp_path / "data", [0] * 4, images))
     config.data.max_pixels, config.data.max_undecodable = 64, 0.25
     (batch,) = pipeline.eval_batches(config)
     assert [bool(image.any()) for image in batch["image"]] == [True, False, True, True]
 
 
 def test_out_of_memory_in_a_transform_is_an_undecodable_image(tmp_path, monkeypatch):
-    config = config_for(small_dataset.write(tmp_path / "data", [0] * 4))
-    config.data.max_undecodable, config.data.num_threads = 0.25, 1
-    resize, calls = transforms.resize, []
+    images = [small_dataset.png(0), small_dataset.png(1, side=9), *map(small_dataset.png, (2, 3))]
+    folder = small_dataset.write(tmp_path / "data", [0] * 4, images)
+    config = small_dataset.config_for(folder)
+    config.data.max_undecodable, config.data.crop = 0.25, 1.0
+    config.augment.update(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    resize = transforms.resize
 
-    def fails_once(*args):
-        calls.append(args)
-        if len(calls) == 1:
+    def fails_for_one(image, *args):
+        if len(image) == 9:
             raise MemoryError
-        return resize(*args)
+        return resize(image, *args)
 
-    monkeypatch.setattr(transforms, "resize", fails_once)
+    monkeypatch.setattr(transforms, "resize", fails_for_one)
     (batch,) = pipeline.eval_batches(config)
-    assert sum(not image.any() for image in batch["image"]) == 1
-    calls.clear()
-    assert next(pipeline.train_batches(config, start_step=0))["image"].any(axis=(1, 2, 3)).all()
+    assert [bool(image.any()) for image in batch["image"]] == [True, False, True, True]
+    assert first_training_batch(config)["image"].any(axis=(1, 2, 3)).all()

@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from configs import default
 from cotnet_jax.data.prepare.shards import image_features
 
 NAME = "mine"
@@ -21,6 +22,16 @@ def png(seed, side=8):
 
 def shard(folder, index, count, split="train"):
     return folder / f"{NAME}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def config_for(folder):
+    """A configuration that trains and evaluates on the split 'train' of such a dataset."""
+    config = default.get_config()
+    config.data.name = str(folder)
+    config.data.train_split = config.data.eval_split = "train"
+    config.data.image_size, config.data.num_threads = 8, 2
+    config.batch_size = config.eval.batch_size = 4
+    return config
 
 
 def write(folder, labels, images=None, class_names=("cat", "dog"), shards=2):
