@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
-from helpers.small_network import Small
+from helpers.small_network import Small, create_small, short_digits_config
 
 from configs import default, digits
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints
@@ -174,16 +174,8 @@ def test_what_is_kept_is_float32_whatever_is_computed_with(dtype):
 def config(monkeypatch):
     """A run of three epochs of four steps on the digits, with the small network."""
 
-    def create(name, *, num_classes, dtype, freeze_batch_norm, **attributes):
-        return Small(num_classes, dtype, freeze_batch_norm=freeze_batch_norm)
-
-    monkeypatch.setattr(setup, "create_model", create)
-    config = digits.get_config()
-    config.epochs = 3
-    config.batch_size = config.eval.batch_size = 8
-    config.data.image_size = 8
-    config.data.train_split, config.data.eval_split = "train[:32]", "test[:12]"
-    return config
+    monkeypatch.setattr(setup, "create_model", create_small)
+    return short_digits_config()
 
 
 def test_a_run_evaluated_by_steps(config, tmp_path):

@@ -1,6 +1,6 @@
 """A network that compiles in a second, for tests of all that is around a network.
 
-    python tests/small_network.py --config=... --workdir=...
+    python tests/helpers/small_network.py --config=... --workdir=...
 
 is main.py with it in place of the network that the configuration names.
 """
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax.numpy as jnp
+import ml_collections
 
+from configs import digits
 from cotnet_jax.layers import BatchNorm
 from cotnet_jax.training import setup
 
@@ -30,10 +32,22 @@ class Small(nn.Module):
         return nn.Dense(self.num_classes, name="head")(nn.relu(norm(x)).mean((1, 2)))
 
 
-def create_small(name: str, *, num_classes: int, dtype, **_) -> Small:
+def create_small(
+    name: str, *, num_classes: int, dtype, freeze_batch_norm: bool = False, **_
+) -> Small:
     """Takes the place of ``cotnet_jax.models.cotnet.create_model``."""
     del name
-    return Small(num_classes=num_classes, dtype=dtype)
+    return Small(num_classes=num_classes, dtype=dtype, freeze_batch_norm=freeze_batch_norm)
+
+
+def short_digits_config() -> ml_collections.ConfigDict:
+    """A run of three epochs of four steps on the digits, for this network."""
+    config = digits.get_config()
+    config.epochs = 3
+    config.batch_size = config.eval.batch_size = 8
+    config.data.image_size = 8
+    config.data.train_split, config.data.eval_split = "train[:32]", "test[:12]"
+    return config
 
 
 if __name__ == "__main__":

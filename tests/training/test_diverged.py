@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.small_network import Small
+from helpers.small_network import Small, create_small, short_digits_config
 
-from configs import digits
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints
 from cotnet_jax.checkpoint.weight_values import WeightValuesError, find_not_finite
 from cotnet_jax.checkpoint.workdir import Workdir
@@ -24,15 +23,8 @@ pytestmark = pytest.mark.end_to_end
 def config(monkeypatch):
     """A run of three epochs of four steps on the digits, with the small network."""
 
-    def create(name, *, num_classes, dtype, **attributes):
-        return Small(num_classes, dtype)
-
-    monkeypatch.setattr(setup, "create_model", create)
-    config = digits.get_config()
-    config.epochs = 3
-    config.batch_size = config.eval.batch_size = 8
-    config.data.image_size = 8
-    config.data.train_split, config.data.eval_split = "train[:32]", "test[:12]"
+    monkeypatch.setattr(setup, "create_model", create_small)
+    config = short_digits_config()
     config.checkpoint.keep_best = 0
     config.schedule.warmup_epochs = 1
     return config
