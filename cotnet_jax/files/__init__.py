@@ -11,6 +11,7 @@ from cotnet_jax.files.paths import expand, is_url, local
 from cotnet_jax.files.whole import (
     UNFINISHED,
     append_line,
+    missing_newline,
     remove_leftovers,
     sync_folder,
     write_whole,
@@ -27,6 +28,7 @@ __all__ = [
     "is_url",
     "local",
     "lock_file_beside",
+    "missing_newline",
     "remove_leftovers",
     "sync_folder",
     "write_whole",

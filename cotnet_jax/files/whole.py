@@ -6,6 +6,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 # Names of what is being written begin with it, files and folders alike.
 UNFINISHED = ".writing-"
@@ -49,9 +50,21 @@ def append_line(path: str | os.PathLike, line: str) -> None:
     """
     with open(path, "a+b") as file:
         # In one write, with what ends a torn line.
-        file.write((b"" if _ends_with_newline(file) else b"\n") + line.encode() + b"\n")
+        file.write(missing_newline(file) + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def missing_newline(file: BinaryIO) -> bytes:
+    """Return what ends the last line of a file: a newline if a kill has left half a line, else b"".
+
+    Args:
+      file: open for reading in binary; its position is left at the end.
+    """
+    if file.seek(0, os.SEEK_END) == 0:
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
@@ -87,10 +100,3 @@ def remove_leftovers(folder: str | os.PathLike, *patterns: str) -> list[Path]:
 def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
     found = {path for pattern in patterns for path in folder.glob(pattern)}
     yield from sorted(found)
-
-
-def _ends_with_newline(file) -> bool:
-    if file.seek(0, os.SEEK_END) == 0:
-        return True
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"

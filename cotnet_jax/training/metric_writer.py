@@ -13,6 +13,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from cotnet_jax import files
 from cotnet_jax.checkpoint.workdir import Workdir
 
 _FLUSH_SECONDS = 30.0
@@ -48,10 +49,7 @@ class MetricWriter:
             events.mkdir(parents=True, exist_ok=True)
             self._lines = self._path.open("a+b")
             # A kill may have left half a line: end it, so that it does not spoil the next one.
-            if self._lines.tell() > 0:
-                self._lines.seek(-1, os.SEEK_END)
-                if self._lines.read(1) != b"\n":
-                    self._lines.write(b"\n")
+            self._lines.write(files.missing_newline(self._lines))
             # The name itself has only whole seconds: a quick restart would overwrite the file.
             self._events = EventsWriter(str(events / "events"), f".{time.time_ns()}")
             self._events.write_event(

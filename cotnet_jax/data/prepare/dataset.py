@@ -177,8 +177,7 @@ def _read_progress(plan: Plan, check: bool) -> dict[Shard, ShardResult]:
 def _end_line(path: Path) -> None:
     """End the line that an interruption cut short, before the next one begins."""
     with open(path, "r+b") as file:
-        if not file.read().endswith(b"\n"):
-            file.write(b"\n")
+        file.write(files.missing_newline(file))
 
 
 def _json_lines(path: Path) -> list[dict]:
