@@ -12,8 +12,11 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3 python;
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo "$$python" && break; done)
 
-# Files go to the workers whole, the longest first (tests/conftest.py).
-PYTEST_FLAGS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
+# One worker more than cores, up to 4: some tests wait for other processes. Files go to the workers
+# whole, the longest first (tests/conftest.py).
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+WORKERS ?= $(shell expr $(CORES) + 1)
+PYTEST_FLAGS := -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
 
 TESTS := $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 

@@ -45,10 +45,21 @@ GMACS = {
 
 
 @functools.cache
-def shapes(name, channels=3, **options):
-    """Of the variables, for images of any size; tracing a large network takes a second."""
-    images = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
-    return jax.eval_shape(cotnet_jax.create_model(name, **options).init, jax.random.key(0), images)
+def traced(name, channels=3, **options):
+    """Its jaxpr for one image of the model's size, and shapes of the variables.
+
+    Tracing a large network takes seconds: initialisation computes the logits too, and gives both.
+    """
+    model = cotnet_jax.create_model(name, **options)
+    height, width, _ = model.default_cfg["input_size"]
+    images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+    init = functools.partial(jax.jit(model.init), jax.random.key(0))
+    return jax.make_jaxpr(init, return_shape=True)(images)
+
+
+def shapes(name, **options):
+    """Of the variables, for images of any size."""
+    return traced(name, **options)[1]
 
 
 def output_shape(model, variables, image_shape, **options):
@@ -78,9 +89,6 @@ def test_the_tables_hold_every_model():
 @pytest.mark.parametrize("name", GMACS)
 def test_multiplications_of_convolutions_and_classifier(name):
     """Counted from the traced network: each kernel's size times the pixels it is applied to."""
-    model = cotnet_jax.create_model(name)
-    size = model.default_cfg["input_size"][0]
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     total = 0
 
     def count(jaxpr):
@@ -101,7 +109,7 @@ def test_multiplications_of_convolutions_and_classifier(name):
                 elif hasattr(value, "eqns"):
                     count(value)
 
-    count(jax.make_jaxpr(model.apply)(shapes(name), images).jaxpr)
+    count(traced(name)[0].jaxpr)
     assert total / 1e9 == pytest.approx(GMACS[name], abs=0.02)
     assert variants.VARIANTS[name].gmacs == GMACS[name]
 

@@ -26,7 +26,15 @@ def test_names_and_shapes_are_those_of_the_published_models(name):
     assert torch_shapes(name) == {n: s for n, s in expected.items() if n not in tracked}
 
 
-@pytest.mark.parametrize("name", ["cotnext50_2x48d", "se_cotnetd_200", "se_cotnetd_270"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cotnext50_2x48d",
+        # Deeper ones of the same blocks, which take ten seconds each.
+        pytest.param("se_cotnetd_200", marks=pytest.mark.slow),
+        "se_cotnetd_270",
+    ],
+)
 def test_round_trip_is_bitwise(name):
     weights = golden.state_dict(torch_shapes(name), seed=7)
     variables = cotnet_jax.from_torch_state_dict(name, weights)
