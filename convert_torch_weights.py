@@ -1,67 +1,6 @@
-"""Convert PyTorch weights of a CoTNet for JAX, and back; see ``--help``.
+"""Convert PyTorch weights for JAX, and back: cotnet-convert, without installing."""
 
-Neither needs PyTorch, and nothing in the file is executed.
-"""
-
-import sys
-
-from absl import logging
-
-from cotnet_jax import command_line
-
-EXAMPLES = (
-    "python convert_torch_weights.py --weights=cotnet50.pth.tar --output=weights/cotnet50",
-    "python convert_torch_weights.py --weights=cotnet50.pth.tar --kind=raw --output=weights/raw",
-    "python convert_torch_weights.py --to_torch --weights=runs/mine --output=mine.safetensors",
-)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    options = make_parser().parse_args(arguments)
-    # Messages of the libraries would bury the report.
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
-    # JAX takes seconds to import: wrong options are reported before that.
-    from cotnet_jax.weights import convert
-
-    function = convert.convert_to_torch if options.to_torch else convert.convert_torch_file
-    try:
-        function(options.weights, options.output, options.model, options.kind)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
-def make_parser() -> command_line.Parser:
-    """Define the options."""
-    parser = command_line.Parser(
-        "Convert PyTorch weights for JAX, and back. Neither needs PyTorch.",
-        EXAMPLES,
-        notes="A .pth.tar file is converted as it was downloaded, without unpacking it.",
-        replaced={"--input": "--weights=PATH", "--to-torch": "--to_torch"},
-    )
-    command_line.add_weights(
-        parser,
-        "A .pth.tar, .pth or .safetensors file; with --to_torch also a converted folder or the "
-        "workdir of a training run.",
-        required=True,
-    )
-    parser.add_argument(
-        "--output",
-        type=command_line.path,
-        metavar="PATH",
-        required=True,
-        help="The folder to create; with --to_torch the .safetensors file to create.",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="Name of the model, such as cotnet50; by default identified by the names and shapes "
-        "of the tensors. se_cotnetd_152 and se_cotnetd_152_L share theirs: the default is the "
-        "first.",
-    )
-    parser.add_argument("--to_torch", action="store_true", help="Convert from JAX to PyTorch.")
-    return parser
-
+from cotnet_jax.commands.convert import main
 
 if __name__ == "__main__":
     main()

@@ -1,19 +1,3 @@
-"""cotnet101 on ImageNet: 350 epochs, global batch 448.
+"""The configuration ``cotnet101`` of the package, by its path in a checkout."""
 
-    python main.py --config=configs/cotnet101.py --workdir=DIR --config.data.data_dir=DATA_DIR
-
-Needs imagenet2012 in ArrayRecord under DATA_DIR (python -m cotnet_jax.data.prepare imagenet).
-Published top-1 with these settings, by the PyTorch original: 82.8 %; not yet reproduced with this
-project.
-"""
-
-from configs import default
-
-
-def get_config():
-    config = default.get_config()
-    config.model.name = "cotnet101"
-    config.batch_size = 448
-    config.schedule.peak = 0.175
-    config.optimizer.weight_decay = 6e-05
-    return config
+from cotnet_jax.configs.cotnet101 import get_config as get_config

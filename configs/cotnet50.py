@@ -1,14 +1,3 @@
-"""cotnet50 on ImageNet: 350 epochs, global batch 640.
+"""The configuration ``cotnet50`` of the package, by its path in a checkout."""
 
-    python main.py --config=configs/cotnet50.py --workdir=DIR --config.data.data_dir=DATA_DIR
-
-Needs imagenet2012 in ArrayRecord under DATA_DIR (python -m cotnet_jax.data.prepare imagenet).
-Published top-1 with these settings, by the PyTorch original: 81.3 %; not yet reproduced with this
-project.
-"""
-
-from configs import default
-
-
-def get_config():
-    return default.get_config()
+from cotnet_jax.configs.cotnet50 import get_config as get_config

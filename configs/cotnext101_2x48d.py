@@ -1,20 +1,3 @@
-r"""cotnext101_2x48d on ImageNet: 350 epochs, global batch 512.
+"""The configuration ``cotnext101_2x48d`` of the package, by its path in a checkout."""
 
-    python main.py --config=configs/cotnext101_2x48d.py --workdir=DIR \
-        --config.data.data_dir=DATA_DIR
-
-Needs imagenet2012 in ArrayRecord under DATA_DIR (python -m cotnet_jax.data.prepare imagenet).
-Published top-1 with these settings, by the PyTorch original: 83.2 %; not yet reproduced with this
-project.
-"""
-
-from configs import default
-
-
-def get_config():
-    config = default.get_config()
-    config.model.name = "cotnext101_2x48d"
-    config.batch_size = 512
-    config.schedule.peak = 0.2
-    config.optimizer.weight_decay = 6e-05
-    return config
+from cotnet_jax.configs.cotnext101_2x48d import get_config as get_config

@@ -1,18 +1,3 @@
-"""cotnext50_2x48d on ImageNet: 350 epochs, global batch 512.
+"""The configuration ``cotnext50_2x48d`` of the package, by its path in a checkout."""
 
-    python main.py --config=configs/cotnext50_2x48d.py --workdir=DIR --config.data.data_dir=DATA_DIR
-
-Needs imagenet2012 in ArrayRecord under DATA_DIR (python -m cotnet_jax.data.prepare imagenet).
-Published top-1 with these settings, by the PyTorch original: 82.1 %; not yet reproduced with this
-project.
-"""
-
-from configs import default
-
-
-def get_config():
-    config = default.get_config()
-    config.model.name = "cotnext50_2x48d"
-    config.batch_size = 512
-    config.schedule.peak = 0.2
-    return config
+from cotnet_jax.configs.cotnext50_2x48d import get_config as get_config

@@ -1,16 +1,3 @@
-"""se_cotnetd_50 on ImageNet: 350 epochs, global batch 640.
+"""The configuration ``se_cotnetd_50`` of the package, by its path in a checkout."""
 
-    python main.py --config=configs/se_cotnetd_50.py --workdir=DIR --config.data.data_dir=DATA_DIR
-
-Needs imagenet2012 in ArrayRecord under DATA_DIR (python -m cotnet_jax.data.prepare imagenet).
-Published top-1 with these settings, by the PyTorch original: 81.6 %; not yet reproduced with this
-project.
-"""
-
-from configs import default
-
-
-def get_config():
-    config = default.get_config()
-    config.model.name = "se_cotnetd_50"
-    return config
+from cotnet_jax.configs.se_cotnetd_50 import get_config as get_config

@@ -1,10 +1,20 @@
-"""CoTNet, Contextual Transformer Networks, in JAX."""
+"""CoTNet, Contextual Transformer Networks, in JAX::
 
-from etils import epy
+    model = cotnet_jax.create_model("cotnet50", num_classes=10)     # names: list_models()
+    model, variables = cotnet_jax.load("cotnet50.pth.tar")          # weights, or a training run
+    predictor = cotnet_jax.Predictor.load("runs/mine")              # classifies images
+    layer = cotnet_jax.CoTLayer(kernel_size=3)                      # for networks of your own
+
+The commands, such as cotnet-train, are listed by ``python -m cotnet_jax``.
+"""
+
+from etils import epy as _epy
+
+from cotnet_jax.version import __version__ as __version__
 
 # Each is imported when it is first used: JAX, Flax and Orbax take seconds, and `--help` none.
-with epy.lazy_api_imports(globals()):
-    from cotnet_jax import layers, models, weights
+with _epy.lazy_api_imports(globals()):
+    from cotnet_jax import configs, layers, models, weights
     from cotnet_jax.layers import CoTLayer, local_aggregation
     from cotnet_jax.models.contexts import cot_contexts
     from cotnet_jax.models.cotnet import create_model, list_models
@@ -14,6 +24,8 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "CoTLayer",
     "Predictor",
+    "__version__",
+    "configs",
     "cot_contexts",
     "create_model",
     "from_torch_state_dict",

@@ -2,11 +2,13 @@
 
 import importlib
 import re
+from pathlib import Path
 
 import pytest
 
-from configs import default
+from cotnet_jax import configs
 from cotnet_jax.config import find_problems
+from cotnet_jax.configs import default
 
 # model: global batch, peak learning rate, weight decay, drop path, side in pixels, crop
 RECIPES = {
@@ -33,7 +35,16 @@ OWN = {
 
 
 def get(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"cotnet_jax.configs.{name}").get_config()
+
+
+def test_the_checkout_has_the_configurations_of_the_package():
+    folder = Path(__file__).parents[1] / "configs"
+    names = {"default", *configs.names()}
+    assert {file.stem for file in folder.glob("*.py")} == names
+    for name in names:
+        shipped = importlib.import_module(f"cotnet_jax.configs.{name}")
+        assert importlib.import_module(f"configs.{name}").get_config is shipped.get_config
 
 
 def flatten(config, prefix=""):

@@ -16,7 +16,7 @@ from helpers import torch_file_builder as build
 from PIL import Image
 
 import cotnet_jax
-from cotnet_jax import predict
+from cotnet_jax.commands import predict
 from cotnet_jax.data import class_names, imagenet, transforms
 from cotnet_jax.models.contexts import cot_contexts
 from cotnet_jax.predictor import PredictionError, Predictor, find_images

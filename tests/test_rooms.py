@@ -11,7 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "cotnet_jax"
 # describes them. The package's own __init__ is the public face: what it offers is imported from
 # the rooms themselves everywhere below the commands.
 ROOMS = (
+    "version",
     "files",
+    "configs",
     "command_line",
     "ops",
     "data",
@@ -23,10 +25,12 @@ ROOMS = (
     "weights",
     "training",
     "predictor",
-    "predict",
     "tools",
+    "commands",
+    "predict",
+    "__main__",
 )
-LOWEST_COMMAND = "predict"
+LOWEST_COMMAND = "tools"
 FACE = "cotnet_jax"
 
 
@@ -40,9 +44,14 @@ def find_modules(package: Path) -> dict[str, Path]:
 
 
 def find_imports(name: str, file: Path, modules: dict[str, Path]) -> set[str]:
-    """The modules of ``modules`` that one of them imports anywhere, in its functions too."""
+    """The modules of ``modules`` that one of them imports anywhere, in its functions too.
+
+    Not what stands under ``if __name__ == "__main__"``: then it is a command, wherever it lies.
+    """
     imported = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    statements = ast.parse(file.read_text(encoding="utf-8")).body
+    library = [each for each in statements if not is_main_block(each)]
+    for node in ast.walk(ast.Module(library, [])):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -55,6 +64,10 @@ def find_imports(name: str, file: Path, modules: dict[str, Path]) -> set[str]:
             # What is no module is an attribute of the one that it is imported from.
             imported |= {each if each in modules else base for each in names}
     return {each for each in imported if each in modules}
+
+
+def is_main_block(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'"
 
 
 def find_upward(imports: dict[str, set[str]]) -> list[str]:
@@ -121,7 +134,8 @@ def test_imports_of_every_kind_are_found(tmp_path):
         "cotnet_jax/ops/__init__.py": "from . import plain\nfrom ..data.sources import open_source",
         "cotnet_jax/ops/plain.py": "def late():\n    import cotnet_jax.ops\n    import jax",
         "cotnet_jax/data/__init__.py": "",
-        "cotnet_jax/data/sources.py": "from cotnet_jax.ops.plain import late",
+        "cotnet_jax/data/sources.py": "from cotnet_jax.ops.plain import late\n"
+        "if __name__ == '__main__':\n    import cotnet_jax.data",
     }
     for name, text in files.items():
         file = tmp_path / name

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
+from cotnet_jax import command_line
+
 # Keys of features.json whose values name a Python class; TFDS imports its module.
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 _TFDS_FEATURES = "tensorflow_datasets.core.features."
@@ -99,7 +101,7 @@ def remedy(folder: str | os.PathLike) -> str:
     """Return what to do about a damaged dataset."""
     return (
         f"copy the dataset again, or delete {folder} and prepare it again: "
-        "python -m cotnet_jax.data.prepare --help"
+        f"{command_line.command('prepare')} --help"
     )
 
 

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cotnet_jax import files
+from cotnet_jax import command_line, files
 from cotnet_jax.data import digits, imagenet
 from cotnet_jax.data.dataset_folder import (
     DatasetError,
@@ -24,7 +24,7 @@ from cotnet_jax.data.transforms import DecodeError
 
 _SYNTHETIC_CLASS_NAMES = tuple(f"class {index}" for index in range(imagenet.NUM_CLASSES))
 _SYNTHETIC_MARGIN = 64
-_PREPARE_FOLDER = "  python -m cotnet_jax.data.prepare folder --source=IMAGES --output="
+_PREPARE_FOLDER = f"  {command_line.command('prepare')} folder --source=IMAGES --output="
 
 
 class Element(TypedDict):
@@ -133,7 +133,7 @@ class TfdsSource:
         except NotImplementedError as error:
             raise DatasetError(
                 f"{builder.data_dir} is not in the ArrayRecord format; rewrite it with\n"
-                f"  python -m cotnet_jax.data.prepare imagenet --source={builder.data_dir} "
+                f"  {command_line.command('prepare')} imagenet --source={builder.data_dir} "
                 "--output=DATA_DIR"
             ) from error
         except (ValueError, KeyError, AssertionError) as error:
@@ -233,9 +233,8 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         ) from error
     if not builder.is_prepared():
         if builder.name == imagenet.NAME:
-            command = (
-                f"python -m cotnet_jax.data.prepare imagenet --source=SOURCE --output={data_dir}"
-            )
+            prepare = command_line.command("prepare")
+            command = f"{prepare} imagenet --source=SOURCE --output={data_dir}"
         else:
             command = (
                 'python -c "import tensorflow_datasets as tfds; tfds.builder('

@@ -1,20 +1,16 @@
 """Measure a configuration's training step on this machine, and the cost of its parts.
 
-    python -m cotnet_jax.tools.benchmark_step --config=configs/cotnet50.py
-        [--variants=as configured,...] [--trace=DIR]
-        [--config.batch_size=256 --config.FIELD=VALUE ...]
-
-Prints one line for each variant of the step: milliseconds, images a second, and the time relative
-to the step as configured. The batch is noise with the dataset's classes (ImageNet itself need not
-be there), made once and kept on the device, so that the input pipeline is left out. --trace writes
-a profile of a few steps as configured, for TensorBoard or xprof.
+The command is ``cotnet-benchmark``, or ``python -m cotnet_jax.tools.benchmark_step``. It prints one
+line for each variant of the step: milliseconds, images a second, and the time relative to the step
+as configured. The batch is noise with the dataset's classes (ImageNet itself need not be there),
+made once and kept on the device, so that the input pipeline is left out. --trace writes a profile
+of a few steps as configured, for TensorBoard or xprof.
 """
 
 import concurrent.futures
 import copy
 import dataclasses
 import statistics
-import sys
 import time
 
 import flax.linen as nn
@@ -23,8 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import logging
 
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.distributed import sharding
@@ -121,8 +116,23 @@ def run(step, state: TrainState, batch: dict, count: int) -> tuple[TrainState, f
     return state, (time.perf_counter() - start) / count
 
 
-def benchmark(config: ml_collections.ConfigDict, variants: list[str], trace: str) -> None:
-    """Print the table, and write a profile into the folder ``trace`` unless it is ""."""
+def benchmark(
+    config: ml_collections.ConfigDict, variants: list[str] | None = None, trace: str | None = None
+) -> None:
+    """Print the table.
+
+    Args:
+      config: as in configs/default.py.
+      variants: names of ``VARIANTS``; by default all.
+      trace: folder to write a profile to.
+
+    Raises:
+      ValueError: an unknown variant, or a configuration that cannot be used.
+    """
+    variants = variants or list(VARIANTS)
+    unknown = [variant for variant in variants if variant not in VARIANTS]
+    if unknown:
+        raise ValueError(f"--variants: no {', '.join(unknown)}; choose from {', '.join(VARIANTS)}")
     setup = set_up_training(config)
     devices = setup.mesh.devices.flatten()
     print(
@@ -174,23 +184,7 @@ def benchmark(config: ml_collections.ConfigDict, variants: list[str], trace: str
         print(f"profile in {trace}")
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    unknown = [variant for variant in VARIANTS_FLAG.value if variant not in VARIANTS]
-    if unknown:
-        sys.exit(f"error: --variants: no {', '.join(unknown)}; choose from {', '.join(VARIANTS)}")
-    try:
-        benchmark(CONFIG.value, VARIANTS_FLAG.value, TRACE.value)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
-    VARIANTS_FLAG = flags.DEFINE_list(
-        "variants", list(VARIANTS), "Variants of the step to time, separated by commas."
-    )
-    TRACE = flags.DEFINE_string("trace", "", "Folder to write a profile to.")
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    from cotnet_jax.commands.benchmark import main
+
+    main()

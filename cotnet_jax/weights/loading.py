@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from cotnet_jax import files
+from cotnet_jax import command_line, files
 from cotnet_jax.checkpoint import weight_values
 from cotnet_jax.checkpoint.checkpointer import CheckpointError, open_checkpoints, weight_kinds
 from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
@@ -98,7 +98,7 @@ def load(
     """Load a model and its weights.
 
     Args:
-      path: a folder made by convert_torch_weights.py; the workdir of a training run (its best
+      path: a folder made by cotnet-convert; the workdir of a training run (its best
         checkpoint) or one of its steps, WORKDIR/checkpoints/STEP; or a .pth.tar, .pth or
         .safetensors file of PyTorch, the last also in shards (their index or its folder).
       num_classes: number of logits. If it is not that of the weights, the classifier is replaced
@@ -156,9 +156,9 @@ def read_weights(
     )
     if not (path.parent if in_checkpoints else path).exists():
         raise FileNotFoundError(
-            f"no file or folder {path}; give a folder made by convert_torch_weights.py, the "
-            "workdir of a training run or its checkpoints/STEP, or a .pth.tar, .pth or "
-            ".safetensors file"
+            f"no file or folder {path}; give a folder made by "
+            f"{command_line.command('convert')}, the workdir of a training run or its "
+            "checkpoints/STEP, or a .pth.tar, .pth or .safetensors file"
         )
     if folder.is_weights_folder(path):
         read = _read_folder(path, kind)
@@ -168,8 +168,8 @@ def read_weights(
         read = _read_workdir(path.parent.parent, kind, int(path.name))
     elif path.is_dir() and not is_unpacked(path) and not find_index(path):
         raise WeightsError(
-            f"{path}: neither a folder made by convert_torch_weights.py (it has no "
-            f"{folder.DESCRIPTION}), nor the workdir of a training run "
+            f"{path}: neither a folder made by {command_line.command('convert')} (it has "
+            f"no {folder.DESCRIPTION}), nor the workdir of a training run "
             f"(no {Workdir(path).config.name})"
         )
     else:

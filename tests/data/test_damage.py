@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers import small_dataset
 
+from cotnet_jax.commands import prepare as prepare_command
 from cotnet_jax.data import digits, imagenet, pipeline, sources
-from cotnet_jax.data.prepare import __main__ as command_line
 from cotnet_jax.data.prepare import dataset, imagenet_listing, plan
 from cotnet_jax.data.prepare.listing import SourceError
 from cotnet_jax.data.undecodable import UndecodableError
@@ -92,7 +92,7 @@ def test_torn_metadata_of_the_digits(tmp_path):
 def test_prepare_does_not_call_a_damaged_dataset_finished(folder, tmp_path, capsys):
     (folder / "dataset_info.json").write_text("{")
     arguments = ["folder", f"--source={tmp_path}", f"--output={folder}"]
-    assert command_line.main(arguments) == 1
+    assert prepare_command.main(arguments) == 1
     assert "error: " + str(folder / "dataset_info.json") in capsys.readouterr().err
 
 

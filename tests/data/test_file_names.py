@@ -11,8 +11,8 @@ import pytest
 from helpers import small_dataset
 
 from configs import default
+from cotnet_jax.commands import prepare as prepare_command
 from cotnet_jax.data import class_names, file_names, imagenet, sources
-from cotnet_jax.data.prepare import __main__ as command_line
 from cotnet_jax.data.prepare import command, imagenet_listing, listing
 from cotnet_jax.data.prepare.report import FILE_NAME as REPORT
 
@@ -45,7 +45,7 @@ def put(path, data=None):
 
 def prepare(source, output, what="folder"):
     arguments = [what, f"--source={source}", f"--output={output}", "--workers=1"]
-    return command_line.main(arguments)
+    return prepare_command.main(arguments)
 
 
 def report(output):

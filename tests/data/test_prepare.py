@@ -15,8 +15,8 @@ from helpers.preparing import ENCODED, RAW, dataset_dir
 from PIL import Image
 
 from configs import default
+from cotnet_jax.commands import prepare as prepare_command
 from cotnet_jax.data import imagenet, pipeline, sources, transforms
-from cotnet_jax.data.prepare import __main__ as command_line
 from cotnet_jax.data.prepare import checksums, command, dataset, listing, plan, shards
 from cotnet_jax.data.prepare.report import FILE_NAME as REPORT
 from cotnet_jax.tools import make_fake_imagenet
@@ -38,7 +38,7 @@ def threads(monkeypatch):
 
 
 def run(*arguments):
-    return command_line.main([str(argument) for argument in arguments])
+    return prepare_command.main([str(argument) for argument in arguments])
 
 
 def prepare(source, output, *options, what="imagenet"):

@@ -165,10 +165,10 @@ def test_fake_images_keep_classes_and_sizes(data_dir, tmp_path):
         ("digits", "validation", ["no split 'validation'", "train, test"]),
         ("synthetic", "test", ["no split 'test'", "train, validation"]),
         ("synthetic", "train[", ["no split 'train['"]),
-        ("/no/such/folder", "train", ["/no/such/folder", "data.prepare folder"]),
-        ("imagenet2012", "train", ["imagenet2012/5", "data.prepare imagenet", "data_dir="]),
+        ("/no/such/folder", "train", ["/no/such/folder", "cotnet-prepare folder"]),
+        ("imagenet2012", "train", ["imagenet2012/5", "cotnet-prepare imagenet", "data_dir="]),
         ("cifar10", "train", ["cifar10/3", "download_and_prepare()"]),
-        ("imagnet2012", "train", ["'imagnet2012'", "'imagenet2012'", "data.prepare folder"]),
+        ("imagnet2012", "train", ["'imagnet2012'", "'imagenet2012'", "cotnet-prepare folder"]),
     ],
 )
 def test_what_is_missing_is_said_with_the_command(data_dir, name, split, words):

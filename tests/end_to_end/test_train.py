@@ -159,7 +159,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         (["--config.accumulate_steps=3"], ["a positive multiple of 3"]),
         (["--config.batch_size=4096"], ["is more than the 1438 images"]),
         (["--config.model.name=cotnet5"], ["did you mean 'cotnet50'"]),
-        (["--config.data.name=imagenet2012"], ["imagenet2012", "cotnet_jax.data.prepare"]),
+        (
+            ["--config.data.name=imagenet2012"],
+            ["imagenet2012", "-m cotnet_jax prepare imagenet"],
+        ),
         (["--config.data.name=/nowhere"], ["'/nowhere': no such folder"]),
         (["--config.data.train_split=trian"], ["no split 'trian'"]),
         (["--config.init_from=/nowhere"], ["/nowhere"]),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cotnet_jax.commands import prepare
 from cotnet_jax.data import digits
-from cotnet_jax.data.prepare import __main__ as prepare
 from cotnet_jax.data.prepare import command
 from cotnet_jax.files import FolderLock, LockedError, lock_file_beside
 from cotnet_jax.weights import convert

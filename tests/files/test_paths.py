@@ -7,14 +7,14 @@ from pathlib import Path
 import jax
 import pytest
 
-import main
 from configs import digits
 from cotnet_jax import files
 from cotnet_jax.checkpoint.checkpointer import Checkpointer
 from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.command_line import config_option
+from cotnet_jax.commands import prepare, train
 from cotnet_jax.config import expand_paths, find_problems
 from cotnet_jax.data import class_names, real_labels, sources
-from cotnet_jax.data.prepare import __main__ as prepare
 from cotnet_jax.predictor import Predictor, find_images
 from cotnet_jax.weights import convert, loading, read_weights
 
@@ -101,12 +101,11 @@ def test_all_paths_of_a_configuration(home):
 
 def test_options(home, monkeypatch, capsys):
     (home / "digits.py").write_text("from configs.digits import get_config")
-    parser = main.make_parser()
+    parser = train.make_parser()
     options = parser.parse_args(["--workdir=~/run", "--weights=~/w"])
     assert (options.workdir, options.weights) == (str(home / "run"), str(home / "w"))
-    expanded = main.expand_config_file(parser, ["main.py", "--config=~/digits.py", "--config=a"])
-    assert expanded == ["main.py", f"--config={home}/digits.py", "--config=a"]
-    args = prepare._parse(["folder", "--source=~/photos", "--output=prepared"])
+    assert config_option.find("~/digits.py") == f"{home}/digits.py"
+    args = prepare.parse(["folder", "--source=~/photos", "--output=prepared"])
     assert (args.source, args.output) == (home / "photos", Path("prepared").absolute())
     with pytest.raises(SystemExit):
         parser.parse_args(["--workdir=gs://bucket/run"])

@@ -279,7 +279,7 @@ def test_unusable_folders(tmp_path):
         FileNotFoundError, match=r"no file or folder .*/none; give a folder made by"
     ):
         loading.load(tmp_path / "none")
-    with pytest.raises(ValueError, match="neither a folder made by convert_torch_weights"):
+    with pytest.raises(ValueError, match="neither a folder made by cotnet-convert"):
         loading.load(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(WeightsError, match=r"has no config.json"):

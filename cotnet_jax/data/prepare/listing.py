@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from cotnet_jax import command_line
 from cotnet_jax.data.file_names import (
     OUTSIDE,
     as_text,
@@ -182,7 +183,7 @@ def check_classes(where: Path, found: Sequence[str], class_names: Sequence[str])
         raise SourceError(
             f"{where} has {len(unknown)} classes that are not among the {len(class_names)} known "
             f"ones, the first {', '.join(unknown[:5])}; for a dataset of your own use\n"
-            "  python -m cotnet_jax.data.prepare folder --source=IMAGES --output=FOLDER"
+            f"  {command_line.command('prepare')} folder --source=IMAGES --output=FOLDER"
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cotnet_jax import command_line
 from cotnet_jax.data.prepare.plan import Plan
 from cotnet_jax.data.prepare.shards import Shard, ShardResult
 
@@ -71,7 +72,7 @@ def print_report(report: Mapping[str, Any], output: Path, imagenet_dir: Path | N
         flags = [f"--config.data.name={output}", *_split_flags(list(report["splits"]))]
     print(
         "Train on it:\n"
-        f"  python main.py --config=configs/cotnet50.py --workdir=DIR {' '.join(flags)}"
+        f"  {command_line.command('train')} --config=cotnet50 --workdir=DIR {' '.join(flags)}"
     )
 
 

@@ -1,62 +1,10 @@
-"""Help and errors of the commands."""
+"""Options, their help and their errors."""
 
-import importlib
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cotnet_jax import command_line
-
-ROOT = Path(__file__).parents[1]
-COMMANDS = {
-    "main.py": ["main.py"],
-    "convert_torch_weights.py": ["convert_torch_weights.py"],
-    "predict": ["-m", "cotnet_jax.predict"],
-    "prepare": ["-m", "cotnet_jax.data.prepare"],
-}
-
-
-def run(command, *arguments, **options):
-    return subprocess.run(
-        [sys.executable, *options.get("python", ()), *COMMANDS[command], *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_fits_a_screen_and_begins_with_examples(command):
-    result = run(command, "--help")
-    assert (result.returncode, result.stderr) == (0, "")
-    lines = result.stdout.splitlines()
-    assert len(lines) <= 40
-    assert max(map(len, lines)) <= 100
-    assert lines[2] == "Examples:"
-    assert [line.split()[:2] for line in lines[3:6]] == [["python", COMMANDS[command][0]]] * 3
-    assert lines[6] == ""
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_no_arguments_are_one_error_and_the_examples(command):
-    result = run(command)
-    assert (result.returncode, result.stdout) == (1, "")
-    message, title, *examples = result.stderr.splitlines()
-    assert message.startswith("error: ")
-    assert message.endswith(" is missing")
-    assert title == "Examples:"
-    assert len(examples) == 3
-
-
-@pytest.mark.parametrize("command", ["main.py", "convert_torch_weights.py", "predict"])
-def test_help_imports_no_jax(command):
-    result = run(command, "--help", python=["-X", "importtime"])
-    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
-    assert "cotnet_jax" in imported
-    assert not imported & {"jax", "flax", "orbax.checkpoint", "tensorflow_datasets", "grain"}
 
 
 def parse(arguments, capsys):
@@ -111,17 +59,3 @@ def test_weights_may_be_called_as_their_kind(tmp_path, monkeypatch, capsys):
     (tmp_path / "ema").mkdir()
     monkeypatch.chdir(tmp_path)
     assert parse(["--weights=ema"], capsys)[0]["weights"] == str(tmp_path / "ema")
-
-
-def parser_of(command):
-    if command == "predict":
-        return importlib.import_module("cotnet_jax.predict").make_parser()
-    return runpy.run_path(str(ROOT / command))["make_parser"]()
-
-
-@pytest.mark.parametrize("command", ["convert_torch_weights.py", "predict"])
-def test_examples_are_accepted(command):
-    parser = parser_of(command)
-    for example in parser.examples:
-        arguments = example.split(COMMANDS[command][-1])[1].split()
-        assert parser.parse_args(arguments).weights

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from cotnet_jax import files
+from cotnet_jax.command_line.invocation import as_typed
+from cotnet_jax.version import versions
 
 KINDS = ("ema", "raw")
 _WIDTH = 100
@@ -31,7 +33,8 @@ class Parser(argparse.ArgumentParser):
 
     Args:
       summary: one line on what the command does.
-      examples: commands that can be pasted, the commonest first.
+      examples: commands that can be pasted, the commonest first; "cotnet-train ..." is shown in
+        the way that this process was started.
       notes: printed after the options, wrapped already.
       replaced: former spellings, and what to type now: {"--input": "--weights=PATH"}.
     """
@@ -46,13 +49,14 @@ class Parser(argparse.ArgumentParser):
     ):
         super().__init__(add_help=False, allow_abbrev=False)
         self._summary = summary
-        self.examples = examples
+        self.examples = [as_typed(example) for example in examples]
         self._notes = notes
         self._replaced = replaced or {}
         self._names: list[str] = []
         self._required: list[tuple[str, str]] = []
         self._rows: list[tuple[str, str]] = []
         super().add_argument("-h", "--help", action="help")
+        super().add_argument("--version", action=_PrintVersions, nargs=0, default=argparse.SUPPRESS)
 
     def add_argument(  # type: ignore[override]  # Narrower on purpose: one name and a help.
         self,
@@ -147,9 +151,18 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Return the whole help: summary, examples, options, notes."""
-        rows = "".join(_row(*row) for row in [*self._rows, ("--help", "This text.")])
+        last = [("--help", "This text."), ("--version", "The version, and those of what it needs.")]
+        rows = "".join(_row(*row) for row in [*self._rows, *last])
         notes = f"\n{self._notes.strip()}\n" if self._notes else ""
         return f"{self._summary}\n\n{self.format_usage()}\nOptions:\n{rows}{notes}"
+
+
+class _PrintVersions(argparse.Action):
+    """Like argparse's own action, but looks the versions up only when they are asked for."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(versions())
+        parser.exit()
 
 
 def add_weights(parser: Parser, help: str, *, required: bool = False) -> None:

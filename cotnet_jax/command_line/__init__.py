@@ -1,0 +1,25 @@
+"""What commands share: the style of help and errors, options, and how a command is called."""
+
+from cotnet_jax.command_line.interrupt import end_at_once_on_interrupt, raise_on_interrupt
+from cotnet_jax.command_line.invocation import as_typed, command
+from cotnet_jax.command_line.parser import (
+    KINDS,
+    Parser,
+    add_weights,
+    path,
+    positive,
+    print_any_name,
+)
+
+__all__ = [
+    "KINDS",
+    "Parser",
+    "add_weights",
+    "as_typed",
+    "command",
+    "end_at_once_on_interrupt",
+    "path",
+    "positive",
+    "print_any_name",
+    "raise_on_interrupt",
+]

@@ -1,0 +1,107 @@
+"""``cotnet-prepare``: prepare ImageNet or a folder of images for training."""
+
+import os
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from cotnet_jax import command_line
+from cotnet_jax.files import LockedError
+
+EXAMPLES = (
+    "cotnet-prepare imagenet --source=downloads --output=datasets",
+    "cotnet-prepare folder --source=photos --output=prepared",
+    "cotnet-prepare folder --source=photos --output=prepared --workers=4",
+)
+NOTES = """
+imagenet  writes OUTPUT/imagenet2012/5.1.0, where tfds.data_source("imagenet2012", data_dir=OUTPUT)
+          finds it. SOURCE is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,
+          or with train/WNID/*.JPEG and val/ (in folders of classes or not), or a TFDS copy in
+          TFRecord.
+folder    writes OUTPUT from the images in SOURCE/CLASS/* or SOURCE/SPLIT/CLASS/*.
+
+After an interruption the same command continues. On a spinning disk tar files take hours, as
+images are read in the dataset's order, which is random.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    command_line.print_any_name()
+    # TFDS takes a second to import: wrong options are reported before that.
+    from cotnet_jax.data.prepare.command import prepare
+    from cotnet_jax.data.prepare.dataset import PrepareError
+    from cotnet_jax.data.prepare.listing import SourceError
+
+    try:
+        prepare(
+            args.what,
+            args.source,
+            args.output,
+            workers=args.workers,
+            check=not args.no_check,
+            checksums=not args.no_checksum,
+        )
+    except (SourceError, PrepareError, LockedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(
+            f"error: {error}\nFinished files are kept; fix the cause and run the command again.",
+            file=sys.stderr,
+        )
+    except BrokenProcessPool:
+        print(
+            "error: a worker process was killed, most likely because memory ran out. Finished "
+            f"files are kept; run the command again with fewer than --workers={args.workers}.",
+            file=sys.stderr,
+        )
+    except KeyboardInterrupt:
+        print("\nInterrupted; run the same command again to continue.", file=sys.stderr)
+        return 130
+    else:
+        return 0
+    return 1
+
+
+def parse(arguments: list[str] | None = None) -> Any:
+    """Return the options, or exit with an error."""
+    return make_parser().parse_args(arguments)
+
+
+def make_parser() -> command_line.Parser:
+    """Define the options."""
+    parser = command_line.Parser(
+        "Prepare images for training, as a TFDS dataset.", EXAMPLES, notes=NOTES
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("imagenet", "folder"),
+        required=True,
+        help="The kind of dataset, described below.",
+    )
+    parser.add_argument(
+        "--source", type=_path, metavar="DIR", required=True, help="Folder of the images."
+    )
+    parser.add_argument(
+        "--output", type=_path, metavar="DIR", required=True, help="Folder to write to."
+    )
+    parser.add_argument(
+        "--workers",
+        type=command_line.positive,
+        metavar="N",
+        default=os.cpu_count(),
+        help="Processes; by default one for each core.",
+    )
+    parser.add_argument(
+        "--no_check", action="store_true", help="Do not check that every image can be decoded."
+    )
+    parser.add_argument(
+        "--no_checksum", action="store_true", help="Do not compare the tar files' SHA-256."
+    )
+    return parser
+
+
+def _path(text: str) -> Path:
+    return Path(command_line.path(text))

@@ -1,0 +1,178 @@
+"""The ImageNet recipe of the published CoTNet models, every field explained.
+
+Not run by itself: each of the other files here starts from it and changes what differs.
+Source: Li et al., "Contextual Transformer Networks for Visual Recognition",
+arXiv 2107.12292, section 4.1, and the settings published with the models.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+
+    # Everything random (initial weights, order, augmentation, mixing, dropout) follows from this.
+    config.seed = 42
+    # Passes over the training split.
+    config.epochs = 350
+    # Steps between evaluations, each with a checkpoint; 0: every config.eval.every_epochs epochs.
+    config.steps_per_eval = 0
+    # Images per step, over all devices and all accumulated parts.
+    config.batch_size = 640
+    # Number of parts that a step's batch is processed in, one after the other.
+    config.accumulate_steps = 1
+    # Weights to start from: a converted folder, a workdir (its best checkpoint) or one step of it
+    # (WORKDIR/checkpoints/STEP), or a PyTorch file; "": random weights.
+    config.init_from = ""
+    # Kind of those weights: "ema", "raw", or "" = the EMA where there is one.
+    config.init_kind = ""
+    # True: use weights whose classes have other names than the dataset's, in the order they have.
+    config.accept_classes = False
+
+    config.model = model = ml_collections.ConfigDict()
+    # One of cotnet_jax.list_models().
+    model.name = "cotnet50"
+    # Dropout before the classifier.
+    model.drop_rate = 0.25
+    # Drop path rate of the last block; those of earlier blocks rise to it linearly from 0.
+    model.drop_path_rate = 0.1
+    # Stride of the last stage: 8, 16 or 32 input pixels per pixel.
+    model.output_stride = 32
+    # Activations: "float32", "bfloat16", or "auto" = bfloat16 on accelerators, float32 on CPUs.
+    model.dtype = "auto"
+    # True: batch statistics over all devices; False: per device, as published.
+    model.sync_batch_norm = False
+    # True: training normalises by the running statistics and does not change them, for fine-tuning
+    # (config.init_from); scales and biases are still trained.
+    model.freeze_batch_norm = False
+
+    config.data = data = ml_collections.ConfigDict()
+    # A TFDS dataset's name, "digits", the path of a prepared folder, or "synthetic": images of
+    # noise, with ImageNet's number of images and classes.
+    data.name = "imagenet2012"
+    # True: images of noise in place of the dataset's, with its classes, splits and sizes, to try
+    # a configuration or measure its speed without decoding; imagenet2012 need not be there.
+    data.fake = False
+    # Where TFDS keeps its datasets; "" is TFDS's own default.
+    data.data_dir = ""
+    data.train_split = "train"
+    data.eval_split = "validation"
+    # Side of the square images that the network gets, in training and evaluation, in pixels.
+    data.image_size = 224
+    # Evaluation crops the centre image_size of an image whose short side is image_size / crop.
+    data.crop = 0.875
+    # Resizing filter: "bicubic" or "bilinear", both antialiased.
+    data.interpolation = "bicubic"
+    # Per-channel mean and standard deviation of the input, on the 0..1 scale.
+    data.mean = (0.485, 0.456, 0.406)
+    data.std = (0.229, 0.224, 0.225)
+    # Decoding threads in each process, and decoding processes (0: threads only, -1: one per core).
+    # Instead of more than 4 threads use processes: between images only one thread can run Python.
+    # Evaluation has as many of its own, which wait between two evaluations.
+    data.num_threads = 16
+    data.num_workers = 0
+    # Batches prepared ahead of the device.
+    data.prefetch = 2
+    # A run stops when more than this fraction of its images cannot be decoded.
+    data.max_undecodable = 0.001
+    # Pixels of the largest image that is decoded (537 MB as RGB); a larger one, by its header,
+    # counts as undecodable. This default is the most that Pillow opens.
+    data.max_pixels = 178_956_970
+    # True: images are turned upright as their EXIF orientation says. None: those of a prepared
+    # folder (data.name is a path) are, and no others: ImageNet's published accuracy was measured
+    # without.
+    data.exif_orientation = config_dict.placeholder(bool)
+
+    config.augment = augment = ml_collections.ConfigDict()
+    # Random resized crop: fraction of the area, and width / height.
+    augment.scale = (0.08, 1.0)
+    augment.ratio = (3 / 4, 4 / 3)
+    # Probability of a horizontal flip.
+    augment.flip = 0.5
+    # RandAugment: m magnitude, mstd its standard deviation, n operations; "" is off.
+    augment.randaugment = "rand-m15-mstd0.5-n2"
+    # Brightness, contrast and saturation factors 1 - x .. 1 + x, only where RandAugment is off.
+    augment.color_jitter = 0.4
+    # Random erasing: probability (0, off, in the recipe), "pixel" (noise) or "const" (mean
+    # colour), fraction of the area, and height / width.
+    augment.erasing_probability = 0.0
+    augment.erasing_mode = "pixel"
+    augment.erasing_area = (0.02, 1 / 3)
+    augment.erasing_ratio = (0.3, 10 / 3)
+
+    config.mixing = mixing = ml_collections.ConfigDict()
+    # Probability that a batch is mixed at all, and that a mixed batch is CutMix.
+    mixing.probability = 1.0
+    mixing.cutmix_probability = 0.5
+    # The mixing lambda is drawn from Beta(alpha, alpha); 0 turns that kind off.
+    mixing.mixup_alpha = 0.8
+    mixing.cutmix_alpha = 1.0
+    # Fraction of the target spread evenly over all classes.
+    mixing.label_smoothing = 0.1
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    # SGD with Nesterov momentum; weight decay is added to the gradients of kernels only.
+    optimizer.momentum = 0.9
+    optimizer.weight_decay = 4e-5
+    # Largest global gradient norm; 0 is off.
+    optimizer.clip_norm = 0.0
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    # Constant within an epoch: linear warm-up, then half a cosine over all epochs.
+    schedule.peak = 0.25
+    schedule.warmup_epochs = 5
+    schedule.warmup_start = 1e-4
+    schedule.final = 1e-5
+    # Above 0: the three rates are for batches of this many images, and are multiplied by
+    # config.batch_size / base_batch_size.
+    schedule.base_batch_size = 0
+
+    config.ema = ema = ml_collections.ConfigDict()
+    # EMA (exponential moving average) of parameters and batch statistics, after every step; 0 is
+    # off.
+    ema.decay = 0.9999
+    # True: the decay rises to that value from 0.1, as (1 + n) / (10 + n) after n steps.
+    ema.warmup = False
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    # Images per step, over all devices.
+    evaluation.batch_size = 640
+    # Epochs between evaluations; the last epoch is always evaluated. Unused with steps_per_eval.
+    evaluation.every_epochs = 1
+    # A file of ReaL labels of ImageNet's validation images (Beyer et al., arXiv 2006.07159,
+    # real.json as published), to report the accuracy by them as well. "" is off.
+    evaluation.real_labels = ""
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    # Steps between checkpoints, in addition to those of every evaluation and, without
+    # steps_per_eval, of every epoch; 0 adds none.
+    checkpoint.every_steps = 0
+    # Checkpoints kept for their EMA top-1, in addition to the latest two.
+    checkpoint.keep_best = 10
+
+    config.resume = resume = ml_collections.ConfigDict()
+    # A run that resumes is refused where a field differs that the run's meaning depends on, such
+    # as batch_size or schedule.peak. These may differ all the same: fields or sections, such as
+    # "epochs,schedule", or "all".
+    resume.allow_changes = ""
+
+    config.profile = profile = ml_collections.ConfigDict()
+    # Number of steps to profile (0 is off), and the first of them, counted from 1 over the run. The
+    # profile is written to WORKDIR/tensorboard/plugins/profile, for TensorBoard or xprof.
+    profile.steps = 0
+    profile.first_step = 11
+
+    config.distributed = distributed = ml_collections.ConfigDict()
+    # In a run of several processes, a process ends with exit code 69 when it hears nothing from
+    # another one, or a step takes longer, for this many seconds.
+    distributed.timeout_seconds = 300
+    # The same while processes start, for the first step and the first batch of an evaluation,
+    # which are compiled, and while a checkpoint is written.
+    distributed.slow_timeout_seconds = 1800
+
+    # Steps between two lines of progress.
+    config.log_every_steps = 50
+    # Free text to tell runs apart; not read by the program.
+    config.notes = config_dict.placeholder(str)
+    return config
