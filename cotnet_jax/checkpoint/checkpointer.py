@@ -261,30 +261,30 @@ class Checkpointer:
         self._rename([step], "diverged")
 
     def restore_weights(
-        self, step: int | str = "latest", which: str = "ema"
+        self, step: int | str = "latest", kind: str = "ema"
     ) -> dict[str, dict[str, Any]]:
         """Read the weights of one checkpoint, without the optimizer.
 
         Args:
           step: a step, "latest" or "best"; the latter two skip damaged ones, and those with
             values that are not finite, with a warning.
-          which: "ema" or "raw".
+          kind: "ema" or "raw".
 
         Returns:
           {"params", "batch_stats"}, nested dicts of NumPy arrays.
 
         Raises:
           CheckpointError: there is no such step, it is damaged or not finite, or it has no EMA.
-          ValueError: ``step`` or ``which`` is none of the above.
+          ValueError: ``step`` or ``kind`` is none of the above.
         """
-        return self.restore_step_and_weights(step, which)[1]
+        return self.restore_step_and_weights(step, kind)[1]
 
     def restore_step_and_weights(
-        self, step: int | str = "latest", which: str = "ema"
+        self, step: int | str = "latest", kind: str = "ema"
     ) -> tuple[int, dict[str, dict[str, Any]]]:
         """Return the step that ``restore_weights`` reads for these arguments, and its weights."""
-        if which not in ("ema", "raw"):
-            raise ValueError(f'which must be "ema" or "raw", not {which!r}.')
+        if kind not in ("ema", "raw"):
+            raise ValueError(f'kind must be "ema" or "raw", not {kind!r}.')
         self.wait()
         if step == "latest":
             candidates = self.all_steps()[::-1]
@@ -300,7 +300,7 @@ class Checkpointer:
                 f"No checkpoint of the {wanted} in {self.directory}; "
                 f"there are: {_shorten(self.all_steps()) or 'none'}."
             )
-        item = {"ema": "ema", "raw": "weights"}[which]
+        item = {"ema": "ema", "raw": "weights"}[kind]
         arrays, passed_over = self._first_good(
             candidates, lambda step: self._read_arrays(step, item)
         )
@@ -423,7 +423,7 @@ class Checkpointer:
         if item is not None and item not in saved:
             raise CheckpointError(
                 f"The checkpoint of step {step} in {self.directory} has no EMA, which was off in "
-                'that run. Ask for the raw weights (which="raw").'
+                'that run. Ask for the raw weights (kind="raw").'
             )
         args = {
             name: ocp.args.PyTreeRestore(

@@ -22,6 +22,8 @@ from cotnet_jax.checkpoint.config_changes import (
     change_of,
     find_differences,
 )
+from cotnet_jax.data import class_names as names_of_classes
+from cotnet_jax.data import imagenet
 from cotnet_jax.data.file_names import as_text
 from cotnet_jax.distributed.first_process import run_on_first
 
@@ -147,7 +149,34 @@ class Workdir:
         differences = self._find_differences(config)
         self._refuse([d for d in differences if change_of(d.field) is Change.IDENTITY])
 
-    def check_resume(self, config: ml_collections.ConfigDict, *, has_steps: bool) -> None:
+    def class_names(self, dataset: str) -> tuple[str, ...] | None:
+        """Return the names of the run's classes in the order of its logits; None if unknown.
+
+        Args:
+          dataset: the run's config.data.name; earlier versions kept no names.
+
+        Raises:
+          OSError: they cannot be read.
+          WorkdirError: they are no text.
+        """
+        if self.classes.is_file():
+            try:
+                return names_of_classes.read_names(self.classes) or None
+            except ValueError as error:
+                raise WorkdirError(
+                    f"{error}; copy it from a copy of the run, or delete it: nothing is compared "
+                    "then, and the next start of training writes the names of its own dataset"
+                ) from None
+        # TFDS names ImageNet's classes by their WordNet ids.
+        return names_of_classes.imagenet_names() if dataset.startswith(imagenet.NAME) else None
+
+    def check_resume(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        has_steps: bool,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         """Refuse settings that the run here cannot be resumed with; log the others that differ.
 
         Process 0 compares, for all processes; ``config_changes`` has the fields.
@@ -155,10 +184,12 @@ class Workdir:
         Args:
           has_steps: whether there is a checkpoint. Without one the run starts anew, and may do so
             with any settings.
+          class_names: the dataset's, in the order of its labels; None compares none.
 
         Raises:
-          WorkdirError: lists the fields that differ and must not, or the run's configuration is
-            damaged (on process 0; FirstProcessError elsewhere).
+          WorkdirError: lists the fields that differ and must not; or the dataset's classes are
+            others, or in another order; or the run's configuration is damaged (on process 0;
+            FirstProcessError elsewhere).
         """
 
         def check() -> None:
@@ -169,8 +200,39 @@ class Workdir:
                 free = change_of(difference.field) is Change.FREE
                 log = logging.info if free else logging.warning
                 log("Changed since the last start: %s.", difference)
+            if has_steps and class_names is not None:
+                self._check_classes(config, class_names)
 
         run_on_first(check, _SHARE_SECONDS)
+
+    def _check_classes(self, config, class_names: Sequence[str]) -> None:
+        """Refuse a dataset whose labels mean other classes than those that the run has learned."""
+        known = self.class_names(config.data.name)
+        if known is None:
+            return
+        learned = names_of_classes.comparable(known)
+        labels = names_of_classes.comparable(class_names)
+        if learned == labels:
+            return
+        difference = names_of_classes.describe_difference(
+            learned, labels, only_first="only the run has", only_second="only the dataset has"
+        )
+        if not difference and len(learned) == len(labels):
+            label = next(i for i in range(len(labels)) if learned[i] != labels[i])
+            difference = (
+                f"they have another order: label {label} is {learned[label]!r} in the run, "
+                f"{labels[label]!r} in the dataset"
+            )
+        difference = difference or f"the run has {len(learned)}, the dataset {len(labels)}"
+        if config.accept_classes:
+            logging.warning("%s: classes differ, as accepted: %s.", self, difference)
+            return
+        raise WorkdirError(
+            f"{self}: the dataset's classes are not those of this run ({self.classes}): "
+            f"{difference}. Continue with the dataset that the run began with; or choose another "
+            f"--workdir and start it from these weights by --weights={self}; or add "
+            "--config.accept_classes=True to go on with the labels as they are."
+        )
 
     def _find_differences(self, config) -> list[Difference]:
         try:

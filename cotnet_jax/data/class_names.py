@@ -1,11 +1,14 @@
-"""Names of classes, by their position in the logits."""
+"""Names of classes, by their position in the logits, and how they are compared."""
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 from cotnet_jax import files
+from cotnet_jax.data.file_names import as_text
 
 _IMAGENET = pathlib.Path(__file__).with_name("imagenet_classes.txt")
+_MAX_NAMED = 3
 
 
 def imagenet_names() -> tuple[str, ...]:
@@ -41,6 +44,28 @@ def read_names(path: str | os.PathLike) -> tuple[str, ...]:
     while lines and not lines[-1].strip():
         lines.pop()
     return tuple(lines)
+
+
+def comparable(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names as classes.txt and TFDS keep them; ImageNet's words become WordNet ids."""
+    names = tuple(as_text(name).strip() for name in names)
+    return imagenet_wnids() if names == imagenet_names() else names
+
+
+def describe_difference(
+    first: Sequence[str], second: Sequence[str], *, only_first: str, only_second: str
+) -> str:
+    """Return the names that only one of two lists has, each after its phrase; "" for none."""
+    return "; ".join(
+        f"{phrase} {_some(sorted(set(some) - set(others)))}"
+        for phrase, some, others in ((only_first, first, second), (only_second, second, first))
+        if set(some) - set(others)
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(map(repr, names[:_MAX_NAMED])) + more
 
 
 def _imagenet_rows() -> list[list[str]]:

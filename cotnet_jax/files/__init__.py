@@ -1,5 +1,6 @@
-"""Paths that users type, files that are written whole, and locks on folders."""
+"""Paths that users type, files that are written whole, checksums, and locks on folders."""
 
+from cotnet_jax.files.digest import sha256
 from cotnet_jax.files.lock import (
     LEASE_SECONDS,
     FolderLock,
@@ -14,7 +15,9 @@ from cotnet_jax.files.whole import (
     missing_newline,
     remove_leftovers,
     sync_folder,
+    unfinished_name,
     write_whole,
+    writing_whole,
 )
 
 __all__ = [
@@ -30,6 +33,9 @@ __all__ = [
     "lock_file_beside",
     "missing_newline",
     "remove_leftovers",
+    "sha256",
     "sync_folder",
+    "unfinished_name",
     "write_whole",
+    "writing_whole",
 ]

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whatever ends the process or the machine."""
 
 import contextlib
+import glob
 import os
 import secrets
 import shutil
@@ -10,29 +11,30 @@ from typing import BinaryIO
 
 # Names of what is being written begin with it, files and folders alike.
 UNFINISHED = ".writing-"
+_TOKEN_BYTES = 4
 
 
 def unfinished_name(path: str | os.PathLike) -> Path:
     """Return a new name beside ``path`` for what will be renamed to it."""
     path = Path(path)
-    return path.with_name(f"{UNFINISHED}{secrets.token_hex(4)}-{path.name}")
+    return path.with_name(f"{UNFINISHED}{secrets.token_hex(_TOKEN_BYTES)}-{path.name}")
 
 
-def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a file by one rename: whoever reads it finds the old content or the new one.
+@contextlib.contextmanager
+def writing_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield the name to write a file under, and rename it to ``path`` at the end.
 
-    It is on the disk before it gets its name, so that not even a power cut leaves half of it.
+    It is on the disk before it gets its name, so that not even a power cut leaves half of it. If
+    the block raises, the old content is there, and nothing else is left.
 
     Raises:
-      OSError: it could not be written; the old content is there, and nothing else is left.
+      OSError: it could not be written.
     """
     path = Path(path)
     unfinished = unfinished_name(path)
-    data = content.encode() if isinstance(content, str) else content
     try:
-        with unfinished.open("wb") as file:
-            file.write(data)
-            file.flush()
+        yield unfinished
+        with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except BaseException:
@@ -40,6 +42,16 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
             unfinished.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file by one rename: whoever reads it finds the old content or the new one.
+
+    Raises:
+      OSError: it could not be written; the old content is there, and nothing else is left.
+    """
+    with writing_whole(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:
@@ -77,17 +89,21 @@ def sync_folder(folder: str | os.PathLike) -> None:
             os.close(descriptor)
 
 
-def remove_leftovers(folder: str | os.PathLike, *patterns: str) -> list[Path]:
+def remove_leftovers(
+    folder: str | os.PathLike, *patterns: str, of: str | None = None
+) -> list[Path]:
     """Remove what killed processes left in a folder, and return what was removed.
 
-    Call it with the folder's lock held, or it may be a living process's.
+    Call it with the lock of the folder, or of the one entry, held, or it may be a living process's.
 
     Args:
       folder: looked through, but not the folders in it; it may be missing.
       *patterns: of names, as in glob, besides those of ``unfinished_name``.
+      of: only what was to get this name, in a folder where others may write other files.
     """
+    name = "*" if of is None else f"{'?' * 2 * _TOKEN_BYTES}-{glob.escape(of)}"
     removed = []
-    for path in _matching(Path(folder), (f"{UNFINISHED}*", *patterns)):
+    for path in _matching(Path(folder), (f"{UNFINISHED}{name}", *patterns)):
         with contextlib.suppress(OSError):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -15,9 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints, weight_kinds
-from cotnet_jax.checkpoint.weight_values import WeightValuesError, check_weights
 from cotnet_jax.checkpoint.workdir import Workdir
-from cotnet_jax.data.class_names import read_names
 from cotnet_jax.data.normalize import normalize
 from cotnet_jax.data.sources import Synthetic
 from cotnet_jax.distributed import sharding
@@ -28,6 +26,7 @@ from cotnet_jax.training.progress import format_duration
 from cotnet_jax.training.setup import EvalSetup, set_up_evaluation
 from cotnet_jax.weights import read_weights
 from cotnet_jax.weights.class_order import match_classes
+from cotnet_jax.weights.loading import check_values
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -69,10 +68,9 @@ def evaluate_only(
             step = "latest" if checkpointer.best_step() is None else "best"
             kinds = weight_kinds(config)
             weights = {kind: checkpointer.restore_weights(step, kind) for kind in kinds}
-        if workdir.classes.is_file():
-            names = read_names(workdir.classes)
+        names = workdir.class_names(config.data.name)
         for kind, variables in weights.items():
-            _check_values(variables, f"{workdir}: the {kind} weights")
+            check_values(variables, f"{workdir}: the {kind} weights")
     for kind, variables in weights.items():
         _check_classes(variables, setup)
         weights[kind] = match_classes(
@@ -238,13 +236,6 @@ def sum_counts(
     if sums["count"] != total:
         raise RuntimeError(f"the evaluation counted {sums['count']} images of {total}")
     return sums
-
-
-def _check_values(variables: dict, what: str) -> None:
-    try:
-        check_weights(variables)
-    except WeightValuesError as error:
-        raise WeightValuesError(f"{what}: {error}") from None
 
 
 def _check_classes(variables: dict, setup: EvalSetup) -> None:

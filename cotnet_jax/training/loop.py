@@ -48,7 +48,7 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
     optimizer = make_optimizer(setup.config.optimizer, setup.learning_rates, setup.steps_per_epoch)
     # A run that resumes takes its weights from a checkpoint; until then their shapes will do.
     resumes = has_steps(workdir.checkpoints)
-    workdir.check_resume(setup.config, has_steps=resumes)
+    workdir.check_resume(setup.config, has_steps=resumes, class_names=setup.class_names)
     state = (abstract_train_state if resumes else create_train_state)(setup, optimizer)
     workdir.write_run_metadata(
         config=setup.config,

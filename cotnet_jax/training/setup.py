@@ -1,7 +1,7 @@
 """What a configuration resolves to: devices, data, network, evaluators, learning rates."""
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from cotnet_jax.config import expand_paths, find_problems
 from cotnet_jax.data import pipeline
-from cotnet_jax.data.sources import Source, open_source
+from cotnet_jax.data.sources import Source, Synthetic, open_source
 from cotnet_jax.data.undecodable import Batch
 from cotnet_jax.distributed import sharding
 from cotnet_jax.models.cotnet import create_model
@@ -87,6 +87,12 @@ class TrainSetup:
     @property
     def model(self) -> nn.Module:
         return self.eval.model
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """The dataset's classes, in the order of its labels; None for noise, which has none."""
+        source = self.train_source
+        return None if isinstance(source, Synthetic) else source.class_names
 
     @property
     def total_steps(self) -> int:

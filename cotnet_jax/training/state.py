@@ -1,7 +1,7 @@
 """The train state before the first step, and its shapes."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,6 @@ import optax
 
 from cotnet_jax.checkpoint.checkpointer import weight_kinds
 from cotnet_jax.checkpoint.train_state import TrainState
-from cotnet_jax.data.sources import Synthetic
 from cotnet_jax.distributed import sharding
 from cotnet_jax.training.setup import TrainSetup
 from cotnet_jax.weights.loading import load
@@ -32,7 +31,7 @@ def create_train_state(setup: TrainSetup, optimizer: optax.GradientTransformatio
                 num_classes=setup.model.num_classes,
                 kind=config.init_kind or None,
                 model=config.model.name,
-                class_names=_class_names(setup),
+                class_names=setup.class_names,
                 accept_classes=config.accept_classes,
             )
             state = _jit_once(from_variables)(variables)
@@ -74,12 +73,6 @@ def _initial_state(
         opt_state=optimizer.init(variables["params"]),
         key=jax.random.key_data(run_key),
     )
-
-
-def _class_names(setup: TrainSetup) -> Sequence[str] | None:
-    """Return the dataset's classes; None for noise, which has none."""
-    source = setup.train_source
-    return None if isinstance(source, Synthetic) else source.class_names
 
 
 def _init_arguments(setup: TrainSetup) -> tuple[jax.Array, jax.Array]:

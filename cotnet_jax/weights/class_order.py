@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from cotnet_jax.data import class_names
-from cotnet_jax.data.file_names import as_text
+from cotnet_jax.data.class_names import comparable, describe_difference
 from cotnet_jax.weights.folder import WeightsError
-
-_MAX_NAMED = 3
 
 
 def match_classes(
@@ -39,7 +36,7 @@ def match_classes(
     variables = dict(variables)
     if names is None:
         return variables
-    known, wanted = _comparable(names), _comparable(dataset_names)
+    known, wanted = comparable(names), comparable(dataset_names)
     if known == wanted:
         return variables
     if accept:
@@ -61,29 +58,13 @@ def match_classes(
     return {**variables, "params": {**variables["params"], "head": head}}
 
 
-def _comparable(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names as classes.txt and TFDS keep them; ImageNet's words become WordNet ids."""
-    names = tuple(as_text(name).strip() for name in names)
-    return class_names.imagenet_wnids() if names == class_names.imagenet_names() else names
-
-
 def _difference(weights: str, known: Sequence[str], wanted: Sequence[str]) -> str:
-    only = (
-        (f"{whose} {_some(sorted(set(some) - set(others)))}")
-        for whose, some, others in (
-            ("only the weights have", known, wanted),
-            ("only the dataset has", wanted, known),
-        )
-        if set(some) - set(others)
+    details = describe_difference(
+        known, wanted, only_first="only the weights have", only_second="only the dataset has"
     )
-    details = "; ".join(only) or "a name is there several times"
+    details = details or "a name is there several times"
     return (
         f"{weights}: these weights are for other classes than the dataset's: {details}. Use the "
         "dataset that they were trained on, or --config.accept_classes=True to use the "
         f"{len(known)} logits in the order they have"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(map(repr, names[:_MAX_NAMED])) + more

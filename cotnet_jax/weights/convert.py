@@ -5,9 +5,7 @@ What is written is read back and compared.
 
 import contextlib
 import ctypes
-import functools
 import gc
-import hashlib
 import os
 
 import jax
@@ -34,7 +32,6 @@ from cotnet_jax.weights.torch_files import (
 
 # Side of the random image, in pixels; any size will do.
 CHECKED_SIZE = 64
-_CHUNK = 2**20
 Path = str | os.PathLike
 
 
@@ -77,7 +74,7 @@ def convert_torch_file(
                 "input_channels": read.input_channels,
                 "parameters": read.parameter_count(),
                 "weights": read.kind,
-                "source": {**read.source, "sha256": sha256(path)},
+                "source": {**read.source, "sha256": files.sha256(*files_of(path))},
                 "default_cfg": net.default_cfg,
                 "num_batches_tracked": read.batches,
             },
@@ -149,16 +146,6 @@ def _write_torch_file(path, output, model, kind) -> None:
         raise
     print(f"wrote     {output}: {len(state_dict)} tensors of {read.model}, {read.kind} weights")
     print("checked   all tensors read back bitwise equal")
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal; of shards, that of all one after the other."""
-    digest = hashlib.sha256()
-    for part in files_of(path):
-        with open(part, "rb") as file:
-            for chunk in iter(functools.partial(file.read, _CHUNK), b""):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _release_memory():

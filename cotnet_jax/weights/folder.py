@@ -91,7 +91,7 @@ class NewFolder:
 
     def __init__(self, path: str | os.PathLike):
         self.path = files.local(path)
-        self.unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self.unfinished = files.unfinished_name(self.path)
         self._stack = contextlib.ExitStack()
         self._require_new()
 
@@ -153,7 +153,10 @@ def lock_output(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise WeightsError(f"cannot write to {path.parent}: {error}") from None
     with lock:
-        files.remove_leftovers(path.parent, f".{glob.escape(path.name)}.*.partial")
+        # Those of the lock itself, and those that earlier versions left.
+        lock_name, name = glob.escape(lock.path.name), glob.escape(path.name)
+        patterns = (f"{files.UNFINISHED}*-{lock_name}", f".{name}.*.partial")
+        files.remove_leftovers(path.parent, *patterns, of=path.name)
         yield
 
 

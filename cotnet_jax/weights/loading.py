@@ -15,7 +15,6 @@ from cotnet_jax import command_line, files
 from cotnet_jax.checkpoint import weight_values
 from cotnet_jax.checkpoint.checkpointer import CheckpointError, open_checkpoints, weight_kinds
 from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
-from cotnet_jax.data import class_names, imagenet
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
 from cotnet_jax.weights import folder, identify
@@ -140,7 +139,7 @@ def load(
             )
     net = create_model(read.model, num_classes=num_classes, **read.attributes | attributes)
     if net.param_dtype != jnp.float32:
-        _check_values(variables, path, net.param_dtype)
+        check_values(variables, path, net.param_dtype)
     return net, jax.tree.map(lambda leaf: jnp.asarray(leaf, net.param_dtype), variables)
 
 
@@ -176,7 +175,7 @@ def read_weights(
         return _read_torch(path, kind, model)
     if model not in (None, read.model):
         raise WeightsError(f"{path}: holds weights of {read.model}, not of {model}")
-    _check_values(read.variables, path)
+    check_values(read.variables, path)
     return read
 
 
@@ -186,11 +185,16 @@ def is_converted_or_trained(path: str | os.PathLike) -> bool:
     return folder.is_weights_folder(path) or _is_workdir(path)
 
 
-def _check_values(variables, path, dtype=np.float32):
+def check_values(variables: Mapping[str, Any], source: object, dtype: Any = np.float32) -> None:
+    """Check that all values are usable numbers, as ``weight_values.check_weights`` does.
+
+    Raises:
+      WeightsError: lists all arrays that are not, after ``source``, where they come from.
+    """
     try:
         weight_values.check_weights(variables, dtype)
     except weight_values.WeightValuesError as error:
-        raise WeightsError(f"{path}: {error}") from None
+        raise WeightsError(f"{source}: {error}") from None
 
 
 def _is_workdir(path):
@@ -240,18 +244,11 @@ def _read_workdir(path, kind, step: int | None = None):
         kind=kind,
         settings={key: data[key] for key in _SETTINGS},
         attributes={"output_stride": model["output_stride"]},
-        class_names=_class_names(workdir, data["name"]),
+        class_names=workdir.class_names(data["name"]),
         batches=step,
         source={"file": path.resolve().name, "format": "workdir", "step": step, **metrics},
         notes=(f"{path}: {kind} weights of {model['name']}, {choice} checkpoint, step {step}",),
     )
-
-
-def _class_names(workdir, dataset):
-    if workdir.classes.is_file():
-        return class_names.read_names(workdir.classes)
-    # TFDS names ImageNet's classes by their WordNet ids.
-    return class_names.imagenet_names() if dataset.startswith(imagenet.NAME) else None
 
 
 def _read_config(workdir):

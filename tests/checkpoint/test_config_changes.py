@@ -11,6 +11,7 @@ from configs import default
 from cotnet_jax.checkpoint.config_changes import CLASSES, Change, change_of
 from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
 from cotnet_jax.config import flatten
+from cotnet_jax.data import imagenet
 
 FREE = {
     "steps_per_eval": 7,
@@ -173,6 +174,57 @@ def test_before_the_first_checkpoint_all_may_change(config, workdir, logged):
     change(config, {"seed": 7, "model.name": "cotnet101"})
     workdir.check_resume(config, has_steps=False)
     assert len(logged) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("acb", "they have another order: label 1 is 'b' in the run, 'c' in the dataset"),
+        ("abd", "only the run has 'c'; only the dataset has 'd'"),
+        ("abcd", "only the dataset has 'd'"),
+        ("ab", "only the run has 'c'"),
+        ("abcc", "the run has 3, the dataset 4"),
+        (["A", "b", " c"], "only the run has 'a'; only the dataset has 'A'"),
+    ],
+)
+def test_other_classes_are_refused(config, workdir, logged, names, words):
+    workdir.classes.write_text("a\nb\nc\n")
+    with pytest.raises(WorkdirError) as error:
+        workdir.check_resume(config, has_steps=True, class_names=names)
+    message = str(error.value)
+    assert f"not those of this run ({workdir.classes}): {words}. Continue with" in message
+    assert f"--weights={workdir} or" in message.replace(";", "")
+    assert not logged
+    config.accept_classes = True
+    workdir.check_resume(config, has_steps=True, class_names=names)
+    assert any(words in line for line in logged)
+
+
+@pytest.mark.parametrize("content", [None, "", "a\nb\n", "\ufeffa\r\nb \n\n"])
+def test_the_same_classes_or_unknown_ones_go_on(config, workdir, content):
+    config.data.name = "mine"
+    workdir.config.write_text(config.to_json())
+    if content is not None:
+        workdir.classes.write_text(content)
+    workdir.check_resume(config, has_steps=True, class_names=("a", "b"))
+    # Noise has no classes, and before the first checkpoint nothing was learned.
+    workdir.check_resume(config, has_steps=True, class_names=None)
+    workdir.check_resume(config, has_steps=False, class_names=("x", "y"))
+
+
+def test_damaged_class_names_are_one_line(config, workdir):
+    workdir.classes.write_bytes(b"a\nb\xff\n")
+    with pytest.raises(WorkdirError) as error:
+        workdir.check_resume(config, has_steps=True, class_names=("a", "b"))
+    assert str(error.value).startswith(f"{workdir.classes}: not a text file")
+    assert "or delete it" in str(error.value)
+
+
+def test_imagenet_is_known_without_a_list(config, workdir):
+    wnids = imagenet.wnids()
+    workdir.check_resume(config, has_steps=True, class_names=wnids)
+    with pytest.raises(WorkdirError, match="another order: label 0 is 'n01440764'"):
+        workdir.check_resume(config, has_steps=True, class_names=wnids[::-1])
 
 
 def test_fields_of_other_versions_count_as_equal(config, workdir):

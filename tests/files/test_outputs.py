@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cotnet_jax import files
 from cotnet_jax.commands import prepare
 from cotnet_jax.data import digits
 from cotnet_jax.data.prepare import command
 from cotnet_jax.files import FolderLock, LockedError, lock_file_beside
-from cotnet_jax.weights import convert
+from cotnet_jax.weights import convert, torch_files
 from cotnet_jax.weights.folder import NewFolder, WeightsError
 
 
@@ -93,3 +94,18 @@ def test_converting_back_is_locked_and_cleared_too(tmp_path):
     with pytest.raises(WeightsError, match="neither a folder"):
         convert.convert_to_torch(tmp_path, output)
     assert os.listdir(tmp_path) == []
+
+
+def test_another_conversion_in_the_same_folder_is_left_alone(tmp_path):
+    tensors = {"w": np.ones(3, np.float32)}
+    with NewFolder(tmp_path / "first") as first:
+        (first.unfinished / "weights").write_text("")
+        with files.writing_whole(tmp_path / "first.safetensors") as unfinished:
+            unfinished.write_text("half")
+            with NewFolder(tmp_path / "second") as second:
+                second.publish()
+            torch_files.write_safetensors(tmp_path / "third.safetensors", tensors)
+            assert unfinished.exists()
+        first.publish()
+    names = ["first", "first.safetensors", "second", "third.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == names

@@ -53,3 +53,12 @@ def test_only_leftovers_are_removed(tmp_path):
     assert os.listdir(tmp_path) == ["kept"]
     assert os.listdir(tmp_path / "kept") == [".writing-3"]
     assert files.remove_leftovers(tmp_path / "nowhere") == []
+
+
+def test_leftovers_of_one_entry_beside_those_of_others(tmp_path):
+    """In a folder that several processes write to, each removes its own."""
+    own, others = files.unfinished_name(tmp_path / "b[1]"), ("a-b[1]", "b[1]2", "b1")
+    for path in (own, *(files.unfinished_name(tmp_path / name) for name in others)):
+        path.write_text("")
+    assert files.remove_leftovers(tmp_path, of="b[1]") == [own]
+    assert len(os.listdir(tmp_path)) == 3

@@ -7,7 +7,7 @@ import pytest
 from helpers.small_network import Small, create_small, short_digits_config
 
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints
-from cotnet_jax.checkpoint.weight_values import WeightValuesError, find_not_finite
+from cotnet_jax.checkpoint.weight_values import find_not_finite
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.training import evaluate, loop, setup
 from cotnet_jax.training.optimizer import make_optimizer
@@ -15,6 +15,7 @@ from cotnet_jax.training.state import abstract_train_state
 from cotnet_jax.training.step import _are_finite
 from cotnet_jax.training.trainer import DivergedError
 from cotnet_jax.weights import read_weights
+from cotnet_jax.weights.folder import WeightsError
 
 pytestmark = pytest.mark.end_to_end
 
@@ -121,7 +122,7 @@ def test_evaluation_of_weights_that_are_no_numbers(config, tmp_path):
         evaluate.evaluate_only(config, None)
     (tmp_path / "checkpoints" / "4").rename(tmp_path / "4")
     config.init_from = ""
-    with pytest.raises(WeightValuesError, match=r"the ema weights: 1 array .*\n.*bn/var"):
+    with pytest.raises(WeightsError, match=r"the ema weights: 1 array .*\n.*bn/var"):
         evaluate.evaluate_only(config, tmp_path)
 
 

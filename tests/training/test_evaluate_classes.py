@@ -8,7 +8,8 @@ import pytest
 
 from configs import default
 from cotnet_jax.data.sources import Synthetic
-from cotnet_jax.training import evaluate, state
+from cotnet_jax.training import evaluate
+from cotnet_jax.training.setup import TrainSetup
 from cotnet_jax.weights import loading
 from cotnet_jax.weights.folder import WeightsError
 
@@ -82,5 +83,7 @@ def test_fine_tuning_maps_or_refuses_other_names(monkeypatch):
     assert bias("abd", accept_classes=True) == [0, 1, 2]
     # Another number of classes gets a new classifier, whatever their names.
     assert len(bias("abcd")) == 4
-    setup = types.SimpleNamespace(train_source=dataset("ab"))
-    assert state._class_names(setup) == ("a", "b")
+    setup = TrainSetup(
+        eval=None, train_source=dataset("ab"), steps_per_epoch=1, learning_rates=np.ones(1)
+    )
+    assert setup.class_names == ("a", "b")

@@ -1,14 +1,12 @@
 """Compare the official tar files with their published sizes and SHA-256 checksums."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from cotnet_jax import files
 from cotnet_jax.data import imagenet
-
-_BLOCK_BYTES = 1 << 24
 
 
 def compare_checksums(archives: Sequence[Path]) -> list[str]:
@@ -26,15 +24,11 @@ def compare_checksums(archives: Sequence[Path]) -> list[str]:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     bar = tqdm(
         desc=f"checksum of {path.name}",
         total=path.stat().st_size,
         unit="B",
         unit_scale=True,
     )
-    with bar, open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
+    with bar:
+        return files.sha256(path, after_read=bar.update)

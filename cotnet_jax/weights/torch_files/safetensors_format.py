@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import safetensors.numpy
 
+from cotnet_jax import files
 from cotnet_jax.weights.torch_files.budget import Budget
 from cotnet_jax.weights.torch_files.errors import TorchFileError
 from cotnet_jax.weights.torch_files.inert import InertGlobal, InertObject, printable
@@ -187,16 +188,16 @@ def read_index(path: pathlib.Path, budget: Budget) -> dict[str, list[str]]:
     places = parse_json(path.read_bytes(), budget, "the index").get("weight_map")
     if type(places) is not dict or not places:
         raise TorchFileError("an index without weight_map, the names of its files")
-    files: dict[str, list[str]] = {}
+    shards: dict[str, list[str]] = {}
     for name, file in places.items():
         if type(file) is not str or file != os.path.basename(file) or "\\" in file:
             raise TorchFileError(f"the file of {printable(name)} is {describe(file)}, not a name")
         if not file.endswith(".safetensors"):
             raise TorchFileError(f"the file of {printable(name)}, {printable(file)}, is no shard")
-        files.setdefault(file, []).append(name)
-    if len(files) > budget.limits.shards:
-        raise TorchFileError(f"has {len(files):,} shards, above {budget.limits.shards:,}")
-    return files
+        shards.setdefault(file, []).append(name)
+    if len(shards) > budget.limits.shards:
+        raise TorchFileError(f"has {len(shards):,} shards, above {budget.limits.shards:,}")
+    return shards
 
 
 def write_safetensors(
@@ -206,13 +207,6 @@ def write_safetensors(
 
     In PyTorch, read it by ``safetensors.torch.load_file``.
     """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    try:
-        safetensors.numpy.save_file(arrays, os.fspath(temporary), metadata=dict(metadata or {}))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.writing_whole(path) as unfinished:
+        safetensors.numpy.save_file(arrays, os.fspath(unfinished), metadata=dict(metadata or {}))

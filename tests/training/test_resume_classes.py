@@ -1,0 +1,39 @@
+"""Resuming on a prepared folder whose class names are not those that the run has learned."""
+
+import pytest
+from helpers import small_dataset
+from helpers.small_network import create_small
+
+from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
+from cotnet_jax.training import loop, setup
+
+pytestmark = pytest.mark.end_to_end
+
+
+def test_other_class_names_are_refused_and_nothing_is_overwritten(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(setup, "create_model", create_small)
+    workdir, folder = Workdir(tmp_path / "run"), tmp_path / "mine"
+
+    def train(class_names, *, epochs=1, **fields):
+        config = small_dataset.config_for(folder)
+        config.epochs, config.schedule.warmup_epochs, config.mixing.probability = epochs, 0, 0.0
+        config.update(fields)
+        folder.exists() and folder.rename(tmp_path / f"earlier {len(list(tmp_path.iterdir()))}")
+        small_dataset.write(folder, [0, 1] * 2, class_names=class_names)
+        return loop.train(config, workdir.path)
+
+    train(("cat", "dog"))
+    kept = {path: path.read_bytes() for path in workdir.path.iterdir() if path.is_file()}
+    assert kept[workdir.classes] == b"cat\ndog\n"
+    for names, words in (
+        (("dog", "cat"), "another order: label 0 is 'cat' in the run, 'dog' in the dataset"),
+        (("cat", "cow"), "only the run has 'dog'; only the dataset has 'cow'"),
+        (("cat", "cow", "dog"), "only the dataset has 'cow'"),
+    ):
+        with pytest.raises(WorkdirError, match=words):
+            train(names)
+    assert {path: path.read_bytes() for path in kept} == kept
+    train(("cat", "dog"))
+    train(("cat", "cow"), accept_classes=True)
+    assert "classes differ, as accepted: only the run has 'dog'" in caplog.text
+    assert workdir.classes.read_text() == "cat\ncow\n"
