@@ -31,6 +31,8 @@ def write_report(folder: Path, report: Report, setup: EvalSetup) -> None:
     Raises:
       OSError: a file could not be written; the message names the folder.
     """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     wrong = read_wrong_images(setup, report)
     matrix = to_png(confusion_matrix.draw(report))
     diagram = to_png(reliability.draw(report))
@@ -43,7 +45,6 @@ def write_report(folder: Path, report: Report, setup: EvalSetup) -> None:
         PAGE: to_html(report, wrong, confusion=matrix, reliability=diagram),
     }
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             files.write_whole(folder / name, content)
 
