@@ -115,6 +115,19 @@ def evaluate_each(
     return rows, path
 
 
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows of ``evaluate_each`` as text, in columns."""
+    cells = [
+        [f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(_TABLE, *cells, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (_TABLE, *cells)
+    )
+
+
 def checkpoints_of(workdir: str | Path) -> list[Path]:
     """Return the paths of all checkpoints of a run, which are weights, by ascending step.
 

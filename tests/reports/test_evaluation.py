@@ -8,8 +8,8 @@ import pytest
 from helpers.events import read_events
 from helpers.small_network import create_small, short_digits_config
 
-from cotnet_jax.configs import default
 from cotnet_jax import config as configuration
+from cotnet_jax.configs import default
 from cotnet_jax.data import sources
 from cotnet_jax.data.dataset_folder import DatasetError
 from cotnet_jax.reports import evaluation
@@ -42,7 +42,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def config_of(**given):
-    return evaluation_config.evaluation_config(default.get_config(), **given)
+    return evaluation_config.evaluation_config(**given)
 
 
 def test_a_workdir_says_all(run):
@@ -53,7 +53,7 @@ def test_a_workdir_says_all(run):
     )
     assert {name for name in ours if ours[name] != saved[name]} == {"accept_classes"}
     assert config.data.mean == short_digits_config().data.mean
-    assert config_of(workdir=run, overrides={"data.crop": 0.5}).data.crop == 0.5
+    assert config_of(workdir=run, fields={"data.crop": 0.5}).data.crop == 0.5
 
 
 def test_a_run_of_an_earlier_version_is_evaluated(run, tmp_path):
@@ -83,7 +83,7 @@ def test_a_checkpoint_says_what_its_run_does(run):
 def test_other_weights_say_their_model_and_how_images_are_prepared(monkeypatch, tmp_path):
     told = {"model.name": "cotnet101", "data.image_size": 320, "data.mean": [0.5, 0.5, 0.5]}
     monkeypatch.setattr(evaluation_config, "read_settings", lambda *_: told)
-    config = config_of(weights="w", data="digits", overrides={"data.image_size": 64})
+    config = config_of(weights="w", data="digits", fields={"data.image_size": 64})
     assert (config.model.name, config.data.image_size) == ("cotnet101", 64)
     assert config.data.mean == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match=r"w: these weights do not say .*--data=FOLDER"):
