@@ -1,35 +1,33 @@
 """Train or evaluate a CoTNet: cotnet-train and cotnet-evaluate, without installing."""
 
+import argparse
+import sys
+
 from cotnet_jax import command_line
 
 if __name__ == "__main__":
     # Before everything that takes longer to import.
     command_line.end_at_once_on_interrupt()
 
-from cotnet_jax.commands import evaluate, job, train
+from cotnet_jax.commands import evaluate, train
 
 MODES = {"train": train, "evaluate": evaluate}
-SUMMARY = "Train or evaluate a CoTNet. The same command again continues where the run stopped."
 
 
-def make_parser() -> command_line.Parser:
-    """Define the options, but for those of the configuration."""
-    parser = job.make_parser(SUMMARY, (*train.EXAMPLES[:2], evaluate.EXAMPLES[1]))
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # Each mode has options of its own, and its parser refuses what is no mode.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--mode", nargs="?")
+    mode = MODES.get(first.parse_known_args(arguments)[0].mode, train)
+    parser = mode.make_parser()
     parser.add_argument(
         "--mode",
         choices=tuple(MODES),
         default="train",
-        help="evaluate measures --weights or else the run's best checkpoint.",
+        help="What to do (%(default)s); --mode=evaluate --help has the options of evaluating.",
     )
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = make_parser()
-    options = job.parse(parser, arguments)
-    mode = MODES[options.mode]
-    mode.check(parser, options)
-    mode.run(options)
+    mode.run(mode.parse(arguments, parser))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from cotnet_jax.version import __version__ as __version__
 
 # Each is imported when it is first used: JAX, Flax and Orbax take seconds, and `--help` none.
 with _epy.lazy_api_imports(globals()):
-    from cotnet_jax import configs, layers, models, weights
+    from cotnet_jax import configs, layers, models, reports, weights
     from cotnet_jax.layers import CoTLayer, local_aggregation
     from cotnet_jax.models.contexts import cot_contexts
     from cotnet_jax.models.cotnet import create_model, list_models
@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "local_aggregation",
     "models",
+    "reports",
     "to_torch_state_dict",
     "weights",
 ]

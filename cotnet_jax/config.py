@@ -117,6 +117,7 @@ RANGES = {
     "schedule.base_batch_size": at_least(0),
     "ema.decay": from_to_below(0, 1),
     "eval.every_epochs": at_least(1),
+    "eval.calibration_bins": at_least(1),
     "checkpoint.every_steps": at_least(0),
     "checkpoint.keep_best": at_least(0),
     "profile.steps": at_least(0),
@@ -179,6 +180,33 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             else {name: value}
         )
     return flat
+
+
+def restore(default: ml_collections.ConfigDict, saved: Mapping[str, Any]):
+    """Return a copy of ``default`` with the values that a configuration saved as JSON has.
+
+    Fields that only one of them has are of another version of this package: those of ``default``
+    stay, others are left out.
+
+    Args:
+      default: as in configs/default.py.
+      saved: parsed from JSON.
+
+    Raises:
+      ValueError: lists every field whose value is of another type.
+    """
+    config = default.copy_and_resolve_references()
+    known = flatten(config)
+    problems = []
+    for field, value in flatten(saved).items():
+        if field in known:
+            try:
+                config.update_from_flattened_dict({field: value})
+            except (TypeError, ValueError):
+                problems.append(f"{field} = {value!r}: must be {type(known[field]).__name__}")
+    if problems:
+        raise ValueError("fields of another type:\n  " + "\n  ".join(problems))
+    return config
 
 
 def find_problems(

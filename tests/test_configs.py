@@ -154,6 +154,7 @@ BAD = {
     "distributed.slow_timeout_seconds": 0,
     "eval.batch_size": 9,
     "eval.every_epochs": 0,
+    "eval.calibration_bins": 0,
     "checkpoint.every_steps": -1,
     "checkpoint.keep_best": -1,
     "resume.allow_changes": "epoch",

@@ -24,6 +24,7 @@ ROOMS = (
     "checkpoint",
     "weights",
     "training",
+    "reports",
     "predictor",
     "tools",
     "commands",

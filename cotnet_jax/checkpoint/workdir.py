@@ -62,6 +62,8 @@ class Workdir:
       starts: command, environment and configuration of each start of the run, JSON lines.
       metrics: metrics of each step, JSON lines.
       tensorboard: folder of TensorBoard's events and of profiles.
+      curves: the metrics as a picture, drawn when a run has ended.
+      evaluations: folder of the reports, one folder each, and of their metrics.
       checkpoints: folder of the checkpoints, one folder per step.
       lock: held by the run that is at work here.
     """
@@ -74,6 +76,8 @@ class Workdir:
         self.starts = self.path / "starts.jsonl"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.curves = self.path / "curves.png"
+        self.evaluations = self.path / "evaluations"
         self.checkpoints = self.path / "checkpoints"
         self.lock = self.path / "run.lock"
         self._held: files.FolderLock | None = None

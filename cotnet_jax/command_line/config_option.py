@@ -33,16 +33,19 @@ def add(parser: Parser) -> None:
     )
 
 
-def parse(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, list[str]]:
+def parse(
+    parser: Parser, arguments: Sequence[str] | None, *, required: bool = True
+) -> tuple[Any, list[str]]:
     """Return all options, and the arguments of ml_collections among them.
 
     Args:
       parser: of all options but those of the configuration.
       arguments: by default those that the process was started with.
+      required: False takes the configuration default where none is named.
 
     Returns:
-      The options, with the configuration, locked, as ``config``; and the arguments that are not
-      the parser's own.
+      The options, with the configuration, locked, as ``config``, and as ``config_named`` whether
+      it was named; and the arguments that are not the parser's own.
 
     Exits with an error if no configuration is named, if there is none of that name, if it cannot be
     loaded, if a field is misspelt or cannot have its value, or if an option is unknown.
@@ -50,6 +53,9 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, list[st
     options, rest = parser.parse_known_args(arguments)
     value, others = _split(rest)
     config = None
+    options.config_named = value is not None
+    if value is None and not required:
+        config = load(str(configs.path()))
     if value is not None:
         try:
             config = load(value)
@@ -62,6 +68,21 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, list[st
         parser.error_with_examples(f"{_OPTION}=NAME is missing")
     options.config = config
     return options, rest
+
+
+def given_fields(config: ml_collections.ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return {"section.field": value} of the fields that were set by options.
+
+    Args:
+      config: from ``parse``.
+      arguments: from ``parse``, too.
+    """
+    names = (re.match(rf"--?(?:no)?{_OPTION[2:]}\.([\w.]+)", each) for each in arguments)
+    fields = {name[1]: config for name in names if name}
+    for field in fields:
+        for key in field.split("."):
+            fields[field] = fields[field][key]
+    return fields
 
 
 def _override(

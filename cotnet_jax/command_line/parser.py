@@ -165,10 +165,25 @@ class _PrintVersions(argparse.Action):
         parser.exit()
 
 
-def add_weights(parser: Parser, help: str, *, required: bool = False) -> None:
-    """Add ``--weights=PATH`` and ``--kind=ema|raw``."""
+def add_weights(
+    parser: Parser, help: str, *, required: bool = False, several: bool = False
+) -> None:
+    """Add ``--weights=PATH`` and ``--kind=ema|raw``.
+
+    Args:
+      parser: to add to.
+      help: on the weights.
+      required: without weights there is an error.
+      several: the option may be repeated, and gives a list.
+    """
     parser.add_argument(
-        "--weights", type=_weights_path, metavar="PATH", required=required, help=help
+        "--weights",
+        type=_weights_path,
+        metavar="PATH",
+        required=required,
+        help=help,
+        action="append" if several else "store",
+        default=[] if several else None,
     )
     parser.add_argument(
         "--kind", choices=KINDS, help="Kind of its weights; by default the EMA, if it has one."

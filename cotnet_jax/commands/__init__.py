@@ -9,7 +9,8 @@ and a line in pyproject.toml.
 SUMMARIES = {
     "prepare": "Prepare ImageNet or a folder of images for training.",
     "train": "Train a CoTNet, fine-tune one, or continue a run.",
-    "evaluate": "Measure the accuracy of a run or of given weights.",
+    "evaluate": "Measure the accuracy of a run or of given weights, and write a report.",
+    "plot": "Draw the curves of a run, or compare runs.",
     "predict": "Classify images.",
     "convert": "Convert PyTorch weights for JAX, and back.",
     "benchmark": "Measure the speed of a training step.",

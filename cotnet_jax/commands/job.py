@@ -22,8 +22,15 @@ by SIGTERM with the last step saved, 130 by Ctrl-C.
 REPLACED = {"--config.init_weights": "--config.init_kind"}
 
 
-def make_parser(summary: str, examples: tuple[str, ...]) -> command_line.Parser:
-    """Define the options, but for those of the configuration, which ``parse`` parses."""
+def make_parser(
+    summary: str, examples: tuple[str, ...], *, several_weights: bool = False
+) -> command_line.Parser:
+    """Define the options, but for those of the configuration, which ``parse`` parses.
+
+    Args:
+      summary, examples: as of ``Parser``.
+      several_weights: --weights may be repeated.
+    """
     parser = command_line.Parser(summary, examples, notes=NOTES, replaced=REPLACED)
     config_option.add(parser)
     parser.add_argument(
@@ -36,6 +43,7 @@ def make_parser(summary: str, examples: tuple[str, ...]) -> command_line.Parser:
         parser,
         "Weights to start from or to evaluate: a converted folder, another run's workdir or one "
         "of its checkpoints/STEP, or a PyTorch file.",
+        several=several_weights,
     )
     parser.add_argument(
         "--coordinator_address", metavar="HOST:PORT", help="Where all processes meet process 0."
@@ -83,12 +91,12 @@ def _set_weights(parser, options, arguments) -> None:
         parser.error(f"--kind={options.kind} needs --weights=PATH")
 
 
-def run(work: Callable[[ml_collections.ConfigDict, str], Mapping[str, Any]], options: Any) -> None:
+def run(work: Callable[[ml_collections.ConfigDict, str], tuple[Any, str]], options: Any) -> None:
     """Work on a configuration, print the metrics, and exit with the code that NOTES documents.
 
     Args:
       work: called with the configuration and the workdir, after all processes have been connected;
-        returns metrics.
+        returns metrics, which are printed as JSON, and a text for people.
       options: from ``parse``.
     """
     app.run(lambda _: _run(work, options), argv=sys.argv[:1])
@@ -130,7 +138,7 @@ def _connect_and_work(work, options) -> None:
             process_id=options.process_id,
             local_device_ids=options.local_device_ids,
         )
-        metrics = work(options.config, options.workdir)
+        metrics, text = work(options.config, options.workdir)
     except explained as error:
         logging.debug("failed", exc_info=True)
         sys.exit(f"error: {error}")
@@ -146,22 +154,32 @@ def _connect_and_work(work, options) -> None:
         sys.exit(128 + signal.SIGINT)
     if initialize.is_first_process():
         print(json.dumps(metrics), flush=True)
-        print(_summary(metrics, options), file=sys.stderr)
+        print(text, file=sys.stderr)
 
 
-def _summary(metrics: Mapping[str, Any], options: Any) -> str:
-    """Return the accuracy in words, and what to do next."""
+def summarize(metrics: Mapping[str, Any], path: str, *files: tuple[str, str]) -> str:
+    """Return the accuracy in words, and what to do next.
+
+    Args:
+      metrics: of an evaluation.
+      path: of the weights.
+      *files: what to look at, and how.
+    """
     names = {"raw": "raw weights", "ema": "EMA", "given": "given weights"}
     reached = ", ".join(
         f"{metrics[f'{kind}_top1']:.2f} % ({name})"
         for kind, name in names.items()
         if f"{kind}_top1" in metrics
     )
-    given = "given_top1" in metrics
-    path = options.config.init_from if given else options.workdir
-    curves = "" if given else f"\n  look at the curves:  tensorboard --logdir={path}/tensorboard"
-    return f"""
-Held-out top-1 of {metrics["count"]} images: {reached}.
-Next:
-  classify an image:  {command_line.command("predict")} --weights={path} IMAGE{curves}
-  continue in Python:  model, variables = cotnet_jax.load({path!r})"""
+    lines = [
+        *files,
+        ("classify an image", f"{command_line.command('predict')} --weights={path} IMAGE"),
+        ("continue in Python", f"model, variables = cotnet_jax.load({path!r})"),
+    ]
+    return "\n".join(
+        [
+            f"\nHeld-out top-1 of {metrics['count']} images: {reached}.",
+            "Next:",
+            *(f"  {what}:  {how}" for what, how in lines),
+        ]
+    )

@@ -23,26 +23,27 @@ def make_parser() -> command_line.Parser:
     return job.make_parser(SUMMARY, EXAMPLES)
 
 
-def parse(arguments: list[str] | None = None) -> Any:
+def parse(arguments: list[str] | None = None, parser: command_line.Parser | None = None) -> Any:
     """Return the options, with the configuration as ``config``, or exit with an error."""
-    parser = make_parser()
+    parser = parser or make_parser()
     options = job.parse(parser, arguments)
-    check(parser, options)
-    return options
-
-
-def check(parser: command_line.Parser, options: Any) -> None:
-    """Exit with an error if training needs more options."""
     if not options.workdir:
         parser.error_with_examples("--workdir=DIR is missing")
+    return options
 
 
 def run(options: Any) -> None:
     """Train, and exit."""
 
     def train(config, workdir):
+        from cotnet_jax.distributed.initialize import is_first_process
+        from cotnet_jax.reports import curves
         from cotnet_jax.training import loop
 
-        return loop.train(config, workdir)
+        metrics = loop.train(config, workdir)
+        if is_first_process():
+            curves.write_after_training(workdir)
+        look = ("look at the curves", f"tensorboard --logdir={workdir}/tensorboard")
+        return metrics, job.summarize(metrics, workdir, look)
 
     job.run(train, options)

@@ -143,6 +143,9 @@ def get_config() -> ml_collections.ConfigDict:
     # A file of ReaL labels of ImageNet's validation images (Beyer et al., arXiv 2006.07159,
     # real.json as published), to report the accuracy by them as well. "" is off.
     evaluation.real_labels = ""
+    # Bins of equal width that the expected calibration error (ECE) of a report counts confidences
+    # in; 15 in Guo et al., arXiv 1706.04599.
+    evaluation.calibration_bins = 15
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     # Steps between checkpoints, in addition to those of every evaluation and, without

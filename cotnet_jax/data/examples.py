@@ -162,6 +162,11 @@ class EvalExample:
         )
 
 
+def file_name_of(element: Mapping[str, Any] | None) -> np.ndarray:
+    """Return the file name of a source's element, one of ``ExampleFields``; "" for padding."""
+    return np.asarray(element["file_name"] if element else "")
+
+
 def _decoder(source: Source, data: ml_collections.ConfigDict) -> Callable[[bytes], np.ndarray]:
     """Return ``transforms.decode`` with the limit and the EXIF orientation of config.data."""
     exif = data.exif_orientation

@@ -92,6 +92,29 @@ def open_source(data: ml_collections.ConfigDict, split: str) -> Source:
     return source
 
 
+def find_evaluation_split(data: ml_collections.ConfigDict) -> str:
+    """Return the split "validation" of a dataset, or else "test", or its only one.
+
+    Args:
+      data: config.data; the fields name and data_dir are read.
+
+    Raises:
+      DatasetError: there is no such dataset, or none of these splits.
+    """
+    if data.name == "synthetic":
+        return "validation"
+    builder = _builder(data.name, data.data_dir)
+    splits = list(builder.info.splits)
+    preferred = [name for name in ("validation", "test") if name in splits]
+    found = (preferred or splits)[:1] if preferred or len(splits) == 1 else []
+    if not found:
+        raise DatasetError(
+            f"{builder.data_dir} has neither a split 'validation' nor 'test'; choose one of its "
+            f"own by --split=SPLIT: {', '.join(splits)}"
+        )
+    return found[0]
+
+
 class TfdsSource:
     """A split of a TFDS dataset on disk; its images stay compressed.
 

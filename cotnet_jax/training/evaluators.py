@@ -1,6 +1,7 @@
 """What an evaluation measures: a list of evaluators, each scoring the same logits.
 
-To add one, write a class with the methods of :class:`Evaluator` and an entry in ``_EVALUATORS``.
+To add one, write a class with the methods of :class:`Evaluator` and an entry in ``_EVALUATORS``, or
+in ``_REPORT_EVALUATORS`` if only a report needs it.
 """
 
 import functools
@@ -16,7 +17,14 @@ from cotnet_jax.data.examples import ExampleFields
 from cotnet_jax.data.real_labels import read_real_labels, real_labels_of
 from cotnet_jax.data.sources import Source
 from cotnet_jax.data.undecodable import Batch
-from cotnet_jax.training.metrics import evaluation_counts, real_label_counts
+from cotnet_jax.training.metrics import (
+    calibration_counts,
+    confusion_counts,
+    evaluation_counts,
+    expected_calibration_error,
+    mean_class_accuracy,
+    real_label_counts,
+)
 
 
 class Evaluator(Protocol):
@@ -36,7 +44,7 @@ class Evaluator(Protocol):
         """Raise ValueError if the evaluation split has no such scores."""
 
     def counts(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """Return scalar sums over a batch that add up over batches and devices.
+        """Return sums over a batch, arrays that add up over batches and devices.
 
         Args:
           logits: [B, classes].
@@ -136,20 +144,86 @@ class RealLabels:
         return f"ReaL top-1 {metrics[f'{kind}_real_top1']:.2f} % of {metrics['real_count']}"
 
 
+class Confusion:
+    """Images of each label by their top class, and the mean accuracy of the classes in percent."""
+
+    name = "confusion"
+
+    def __init__(self):
+        self.example_fields: ExampleFields = {}
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "Confusion":
+        del config
+        return cls()
+
+    def check_source(self, config, source):
+        pass
+
+    def counts(self, logits, batch):
+        return confusion_counts(logits, batch["label"], batch["mask"])
+
+    def metrics(self, kind, counts):
+        return {f"{kind}_class_accuracy": 100 * mean_class_accuracy(counts["images"])}
+
+    def log_text(self, kind, metrics):
+        return f"mean of classes {metrics[f'{kind}_class_accuracy']:.2f} %"
+
+
+class Calibration:
+    """Expected calibration error (ECE) in percent.
+
+    Args:
+      bins: of the confidences, as in ``calibration_counts``.
+    """
+
+    name = "calibration"
+
+    def __init__(self, bins: int):
+        self.bins = bins
+        self.example_fields: ExampleFields = {}
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "Calibration":
+        return cls(config.eval.calibration_bins)
+
+    def check_source(self, config, source):
+        pass
+
+    def counts(self, logits, batch):
+        return calibration_counts(logits, batch["label"], batch["mask"], self.bins)
+
+    def metrics(self, kind, counts):
+        return {f"{kind}_ece": 100 * expected_calibration_error(**counts)}
+
+    def log_text(self, kind, metrics):
+        return f"ECE {metrics[f'{kind}_ece']:.2f} %"
+
+
 # Each makes an evaluator from the configuration, or None where it is off; a ValueError's message
 # is the line for a field that cannot be used.
 _EVALUATORS: tuple[Callable[[ml_collections.ConfigDict], Evaluator | None], ...] = (
     Accuracy.from_config,
     RealLabels.from_config,
 )
+# In addition, for a report.
+_REPORT_EVALUATORS: tuple[Callable[[ml_collections.ConfigDict], Evaluator], ...] = (
+    Confusion.from_config,
+    Calibration.from_config,
+)
 
 
 def make_evaluators(
-    config: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict, *, report: bool = False
 ) -> tuple[tuple[Evaluator, ...], list[str]]:
-    """Return the evaluators that a configuration asks for, and a line for each that fails."""
+    """Return the evaluators that a configuration asks for, and a line for each that fails.
+
+    Args:
+      config: the whole configuration.
+      report: add those that only a report needs.
+    """
     evaluators, problems = [], []
-    for from_config in _EVALUATORS:
+    for from_config in (*_EVALUATORS, *(_REPORT_EVALUATORS if report else ())):
         try:
             evaluator = from_config(config)
         except ValueError as error:

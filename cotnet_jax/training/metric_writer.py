@@ -125,6 +125,20 @@ class MetricWriter:
         self._events.write_event(Event(step=int(step), wall_time=now, summary=content))
 
 
+def write_events(folder: Path, step: int, scalars: Mapping[str, float]) -> None:
+    """Write scalars of one step for TensorBoard, into a file of their own in ``folder``.
+
+    Nothing else in the folder is hidden, as by a run that resumes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    now = time.time()
+    events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+    for name, value in scalars.items():
+        content = summary.scalar(name, float(value))
+        events.write_event(Event(step=step, wall_time=now, summary=content))
+    events.close()
+
+
 def read_metrics(path: str | os.PathLike) -> dict[int, dict[str, float | None]]:
     """Read {step: {name: value}} from a metrics.jsonl, by ascending step.
 

@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 
 from cotnet_jax.config import expand_paths, find_problems
 from cotnet_jax.data import pipeline
+from cotnet_jax.data.examples import file_name_of
 from cotnet_jax.data.sources import Source, Synthetic, open_source
 from cotnet_jax.data.undecodable import Batch
 from cotnet_jax.distributed import sharding
 from cotnet_jax.models.cotnet import create_model
+from cotnet_jax.training import predictions
 from cotnet_jax.training.evaluators import Evaluator, make_evaluators
 from cotnet_jax.training.optimizer import learning_rates
 
@@ -30,6 +32,7 @@ class EvalSetup:
       model: the network, with the dataset's number of classes.
       eval_source: the evaluation split.
       evaluators: what is measured.
+      report: whether the predictions of every image are kept, too.
     """
 
     config: ml_collections.ConfigDict
@@ -37,6 +40,7 @@ class EvalSetup:
     model: nn.Module
     eval_source: Source
     evaluators: tuple[Evaluator, ...]
+    report: bool = False
 
     @property
     def steps_per_pass(self) -> int:
@@ -50,6 +54,8 @@ class EvalSetup:
             for evaluator in self.evaluators
             for name, field in evaluator.example_fields.items()
         }
+        if self.report:
+            fields[predictions.FILE_NAME] = file_name_of
         return pipeline.eval_batches(
             self.config,
             process_index=jax.process_index(),
@@ -151,7 +157,11 @@ def set_up_training(config: ml_collections.ConfigDict, devices=None) -> TrainSet
 
 
 def set_up_evaluation(
-    config: ml_collections.ConfigDict, devices=None, *, training: bool = False
+    config: ml_collections.ConfigDict,
+    devices=None,
+    *,
+    training: bool = False,
+    report: bool = False,
 ) -> EvalSetup:
     """Check a configuration and open its evaluation split; the training split may be missing.
 
@@ -159,6 +169,7 @@ def set_up_evaluation(
       config: as in configs/default.py.
       devices: the devices to use, by default all of all processes.
       training: True also checks what only a training step needs.
+      report: measure what a report shows, and keep the predictions of every image.
 
     Raises:
       ValueError: lists every field that cannot be used; or the split cannot be opened, or an
@@ -167,7 +178,7 @@ def set_up_evaluation(
     config = expand_paths(config)
     mesh = sharding.make_mesh(devices)
     problems = find_problems(config, mesh.size, training=training)
-    evaluators, unusable = make_evaluators(config)
+    evaluators, unusable = make_evaluators(config, report=report)
     problems += unusable
     if problems:
         raise ValueError("the configuration has problems:\n  " + "\n  ".join(problems))
@@ -180,6 +191,7 @@ def set_up_evaluation(
         model=_model(config, eval_source.num_classes),
         eval_source=eval_source,
         evaluators=evaluators,
+        report=report,
     )
 
 

@@ -150,10 +150,8 @@ def read_weights(
     path = files.local(path)
     if kind not in (None, "ema", "raw"):
         raise ValueError(f"kind must be 'ema', 'raw' or None, not {kind!r}")
-    in_checkpoints = (
-        path.name.isdecimal() and path.parent == Workdir(path.parent.parent).checkpoints
-    )
-    if not (path.parent if in_checkpoints else path).exists():
+    run = run_of(path)
+    if run is None and not path.exists():
         raise FileNotFoundError(
             f"no file or folder {path}; give a folder made by "
             f"{command_line.command('convert')}, the workdir of a training run or its "
@@ -161,10 +159,8 @@ def read_weights(
         )
     if folder.is_weights_folder(path):
         read = _read_folder(path, kind)
-    elif _is_workdir(path):
-        read = _read_workdir(path, kind)
-    elif in_checkpoints:
-        read = _read_workdir(path.parent.parent, kind, int(path.name))
+    elif run is not None:
+        read = _read_workdir(run.path, kind, None if run.path == path else int(path.name))
     elif path.is_dir() and not is_unpacked(path) and not find_index(path):
         raise WeightsError(
             f"{path}: neither a folder made by {command_line.command('convert')} (it has "
@@ -177,6 +173,47 @@ def read_weights(
         raise WeightsError(f"{path}: holds weights of {read.model}, not of {model}")
     check_values(read.variables, path)
     return read
+
+
+def run_of(path: str | os.PathLike) -> Workdir | None:
+    """Return the workdir that ``path`` is, or is WORKDIR/checkpoints/STEP of; else None.
+
+    The checkpoint itself may be missing.
+    """
+    path = files.local(path)
+    if _is_workdir(path) and not folder.is_weights_folder(path):
+        return Workdir(path)
+    run = Workdir(path.parent.parent)
+    in_checkpoints = path.name.isdecimal() and path.parent == run.checkpoints
+    return run if in_checkpoints and run.checkpoints.exists() else None
+
+
+def read_settings(
+    path: str | os.PathLike, kind: Kind | None = None, model: str | None = None
+) -> dict[str, Any]:
+    """Return what weights say of a configuration: {"model.name", "data.image_size", ...}.
+
+    Args:
+      path, kind, model: as of ``load``. Of a converted folder only its description is read.
+
+    Raises:
+      FileNotFoundError, ValueError: as ``load``.
+    """
+    if folder.is_weights_folder(files.local(path)):
+        description = folder.read_description(files.local(path))
+        name, settings, attributes = (
+            description["model"],
+            _settings(description["default_cfg"]),
+            {},
+        )
+    else:
+        read = read_weights(path, kind, model)
+        name, settings, attributes = read.model, read.settings, read.attributes
+    return {
+        "model.name": name,
+        **{f"model.{key}": value for key, value in attributes.items()},
+        **{f"data.{key}": value for key, value in settings.items()},
+    }
 
 
 def is_converted_or_trained(path: str | os.PathLike) -> bool:

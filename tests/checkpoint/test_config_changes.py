@@ -28,6 +28,7 @@ FREE = {
     "eval.batch_size": 64,
     "eval.every_epochs": 2,
     "eval.real_labels": "/real.json",
+    "eval.calibration_bins": 10,
     "checkpoint.every_steps": 5,
     "checkpoint.keep_best": 1,
     "profile.steps": 5,

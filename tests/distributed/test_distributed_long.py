@@ -1,6 +1,8 @@
 """Several processes as one run: the networks themselves, faults at random."""
 
 import collections
+import csv
+import json
 import random
 import signal
 import time
@@ -8,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from helpers import small_dataset
 from helpers.several_processes import (
     STEPS,
     arrays,
@@ -133,3 +136,33 @@ def test_a_process_that_hangs_in_python_ends_both(tmp_path):
     for said in end(runs, [watchdog.EXIT_CODE] * 2):
         assert "waited 10 s for the others" in lost_message(said)
     assert time.monotonic() - begin < 60
+
+
+def test_a_report_of_several_processes_is_that_of_one(tmp_path):
+    """Counts are summed over them; predictions and file names come from the one that has them."""
+    labels = [number % 10 for number in range(14)]
+    names = [str(digit) for digit in range(10)]
+    data = small_dataset.write(tmp_path / "mine", labels, class_names=names)
+    run(tmp_path / "run", 1, "--config.epochs=1")
+    flags = ["--mode=evaluate", "--config.epochs=1", f"--data={data}", "--split=train"]
+    for processes in (1, 2):
+        output = tmp_path / f"report{processes}"
+        run(tmp_path / "run", processes, *flags, f"--output={output}")
+    alone, together = (tmp_path / f"report{processes}" for processes in (1, 2))
+    ours, theirs = (
+        list(csv.DictReader((folder / "predictions.csv").open())) for folder in (together, alone)
+    )
+    assert [row["file_name"] for row in ours] == [f"{number}.png" for number in range(14)]
+    assert [int(row["label"]) for row in ours] == labels
+    assert [row["top1"] for row in ours] == [row["top1"] for row in theirs]
+    probabilities = [[float(row["top1_probability"]) for row in rows] for rows in (ours, theirs)]
+    np.testing.assert_allclose(*probabilities, atol=2e-6)
+    ours, theirs = (
+        json.loads((folder / "report.json").read_text()) for folder in (together, alone)
+    )
+    assert ours["environment"]["devices"]["processes"] == 2
+    for name in ("confusion_matrix", "classes", "confusions"):
+        assert ours[name] == theirs[name]
+    assert [each["images"] for each in ours["calibration"]] == [
+        each["images"] for each in theirs["calibration"]
+    ]

@@ -106,6 +106,7 @@ def test_a_run_leaves_its_figures(finished):
     assert {"loss", "learning_rate", "images_per_second", "data_wait_share"} <= set(metrics[7])
     assert metrics[STEPS]["ema_top1"] == figures["ema_top1"]
     assert list((workdir / "tensorboard").iterdir())
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "cotnet_tiny"
     for part in ("epoch 3/3", "step 12/12", "loss", "lr", "img/s", "data", "left"):
         assert part in result.stderr
@@ -122,6 +123,8 @@ def test_a_finished_run_says_so_and_evaluates(finished):
 def evaluated(finished):
     """The figures of the finished run's best checkpoint."""
     result = run(finished[0], *SHORT, "--mode=evaluate")
+    page = re.search(r"look at the report:  (.*)", result.stderr)[1]
+    assert Path(page).is_file() and Path(page).is_relative_to(finished[0])
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -132,7 +135,8 @@ def test_evaluate_takes_the_best_checkpoint(finished, evaluated):
 
 def test_training_starts_from_given_weights(finished, evaluated, tmp_path):
     workdir, _ = finished
-    result = run(tmp_path, *SHORT, "--mode=evaluate", f"--config.init_from={workdir}")
+    only = ["--mode=evaluate", "--no_report"]
+    result = run(tmp_path, *SHORT, *only, f"--config.init_from={workdir}")
     assert result.returncode == 0, result.stderr
     given = json.loads(result.stdout.splitlines()[-1])
     assert given["given_top1"] == evaluated["ema_top1"]
@@ -212,18 +216,21 @@ def test_fine_tuning_with_frozen_statistics(finished, tmp_path):
 
 
 def test_only_given_weights_are_evaluated_without_a_workdir(finished):
-    def main(*options):
-        line = [option for option in command("", *SHORT, *options) if option != "--workdir="]
-        return subprocess.run(line, capture_output=True, text=True, timeout=600)
+    def main(*options, config=True):
+        # Of a run's checkpoint, its own configuration tells the rest.
+        settings = command("", *SHORT) if config else command("")[:2]
+        line = [option for option in settings if option != "--workdir="]
+        return subprocess.run([*line, *options], capture_output=True, text=True, timeout=600)
 
     given = finished[0] / "checkpoints" / str(STEPS)
-    result = main("--mode=evaluate", f"--config.init_from={given}")
+    result = main("--mode=evaluate", "--no_report", f"--config.init_from={given}")
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
     metrics = read_metrics(finished[0] / "metrics.jsonl")
     assert figures["given_top1"] == metrics[STEPS]["ema_top1"]
     assert f"--weights={given} IMAGE" in result.stderr
-    by_weights = main("--mode=evaluate", f"--weights={given}", "--kind=raw")
+    only = ["--mode=evaluate", "--no_report"]
+    by_weights = main(*only, f"--weights={given}", "--kind=raw", config=False)
     assert (
         json.loads(by_weights.stdout.splitlines()[-1])["given_top1"] == (metrics[STEPS]["raw_top1"])
     )

@@ -14,6 +14,7 @@ import ml_collections
 
 from configs import digits
 from cotnet_jax.layers import BatchNorm
+from cotnet_jax.reports import curves
 from cotnet_jax.training import setup
 
 
@@ -52,4 +53,6 @@ def short_digits_config() -> ml_collections.ConfigDict:
 
 if __name__ == "__main__":
     setup.create_model = create_small
+    # Takes longer than the rest; tests/end_to_end/test_train.py looks for it.
+    curves.write_after_training = lambda workdir: None
     runpy.run_path(str(Path(__file__).parents[2] / "main.py"), run_name="__main__")

@@ -1,28 +1,24 @@
 """A run's metrics on disk, and the counts of an evaluation."""
 
 import json
-import struct
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+import scipy.special
+import sklearn.metrics
+from helpers.events import read_events
 
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.training.metric_writer import MetricWriter, read_metrics
-from cotnet_jax.training.metrics import evaluation_counts
-
-
-def read_events(folder):
-    events = []
-    for path in sorted(folder.iterdir()):
-        content = path.read_bytes()
-        while content:  # length, its CRC, the event, its CRC
-            (length,) = struct.unpack("<Q", content[:8])
-            events.append(Event.FromString(content[12 : 12 + length]))
-            content = content[16 + length :]
-    return events
+from cotnet_jax.training.metrics import (
+    calibration_counts,
+    confusion_counts,
+    evaluation_counts,
+    expected_calibration_error,
+    mean_class_accuracy,
+)
 
 
 def test_scalars_reach_both_files(tmp_path):
@@ -119,3 +115,45 @@ def test_a_logit_that_is_no_number_is_never_right():
     assert counts["top1"] == counts["top5"] == 0
     few = count(logits[:1, :2], jnp.array([0]), jnp.array([True]))
     assert few["top5"] == 0
+
+
+def test_confusion_and_calibration_against_scikit_learn():
+    rng = np.random.default_rng(1)
+    # Few distinct values, so that ties are everywhere, and confidences on the edges of the bins.
+    logits = rng.integers(0, 3, (200, 4)).astype(np.float32)
+    labels = rng.integers(0, 4, 200).astype(np.int32)
+    mask = rng.random(200) < 0.8
+    labels[~mask], logits[~mask] = -1, np.nan
+    top = logits[mask].argmax(1)
+    counts = jax.jit(confusion_counts)(logits, labels, mask)["images"]
+    np.testing.assert_array_equal(counts, sklearn.metrics.confusion_matrix(labels[mask], top))
+    accuracy = sklearn.metrics.balanced_accuracy_score(labels[mask], top)
+    assert mean_class_accuracy(np.asarray(counts)) == pytest.approx(accuracy)
+
+    bins = 4
+    sums = jax.jit(calibration_counts, static_argnums=3)(logits, labels, mask, bins)
+    probabilities = scipy.special.softmax(logits[mask], axis=1).max(1)
+    right = top == labels[mask]
+    error = 0.0
+    for number in range(bins):
+        inside = (probabilities > number / bins) & (probabilities <= (number + 1) / bins)
+        assert sums["images"][number] == inside.sum()
+        assert sums["right"][number] == right[inside].sum()
+        if inside.any():
+            gap = abs(right[inside].mean() - probabilities[inside].mean())
+            error += inside.mean() * gap
+    sums = jax.device_get(sums)
+    assert expected_calibration_error(**sums) == pytest.approx(error, rel=1e-5)
+    assert sums["images"].sum() == mask.sum()
+
+
+def test_a_confidence_of_one_is_in_the_last_bin():
+    logits = jnp.array([[100.0, 0.0], [0.0, 0.0]])
+    sums = calibration_counts(logits, jnp.array([0, 1]), jnp.array([True, True]), bins=2)
+    # A confidence of exactly 1/2 is in the first bin, which ends there.
+    assert sums["images"].tolist() == [1, 1]
+    assert sums["right"].tolist() == [0, 1]
+
+
+def test_classes_without_an_image_have_no_accuracy():
+    assert mean_class_accuracy(np.array([[1, 1], [0, 0]])) == 0.5
