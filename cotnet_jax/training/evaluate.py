@@ -14,8 +14,9 @@ import ml_collections
 from absl import logging
 from jax.sharding import Mesh
 
-from cotnet_jax.checkpoint.checkpointer import open_checkpoints, weight_kinds
+from cotnet_jax.checkpoint.checkpointer import open_checkpoints
 from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.config import weight_kinds
 from cotnet_jax.data.normalize import normalize
 from cotnet_jax.data.sources import Synthetic
 from cotnet_jax.distributed import sharding
