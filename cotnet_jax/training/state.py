@@ -78,8 +78,6 @@ def _initial_state(
     )
 
 
-
-
 def _jit_once(function):
     """Compile what runs only once, without optimising it, which takes longer than it saves."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})

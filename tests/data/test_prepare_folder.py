@@ -12,10 +12,10 @@ import pytest
 from helpers import small_dataset
 from helpers.preparing import ENCODED
 
+from cotnet_jax.commands import prepare as prepare_command
 from cotnet_jax.configs import default
 from cotnet_jax.data import sources
 from cotnet_jax.data.dataset_folder import open_folder
-from cotnet_jax.commands import prepare as prepare_command
 from cotnet_jax.data.prepare import command, plan
 from cotnet_jax.data.prepare.report import FILE_NAME as REPORT
 
