@@ -5,13 +5,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import ml_collections
 
 from cotnet_jax import files
 from cotnet_jax.data import randaugment
 from cotnet_jax.data.transforms import MAX_PIXELS
+from cotnet_jax.models import parameter_names
 from cotnet_jax.models.variants import get_variant
 
 
@@ -77,6 +78,7 @@ def three_positive_numbers() -> Range:
 RANGES = {
     "seed": between(0, 2**32 - 1),
     "epochs": at_least(1),
+    "steps": at_least(0),
     "steps_per_eval": at_least(0),
     "accumulate_steps": at_least(1),
     "init_kind": one_of("ema", "raw", ""),
@@ -84,6 +86,9 @@ RANGES = {
     "model.drop_path_rate": from_to_below(0, 1),
     "model.output_stride": one_of(8, 16, 32),
     "model.dtype": one_of("auto", "float32", "bfloat16"),
+    "finetune.layer_decay": above(0, at_most=1),
+    "finetune.head_only_epochs": at_least(0),
+    "finetune.head_only_steps": at_least(0),
     "data.image_size": at_least(1),
     "data.crop": above(0, at_most=1),
     "data.interpolation": one_of("bicubic", "bilinear"),
@@ -107,17 +112,25 @@ RANGES = {
     "mixing.mixup_alpha": at_least(0),
     "mixing.cutmix_alpha": at_least(0),
     "mixing.label_smoothing": between(0, 1),
-    "optimizer.momentum": from_to_below(0, 1),
+    "loss.class_weights": one_of("balanced", ""),
+    "optimizer.name": one_of("sgd", "adamw"),
     "optimizer.weight_decay": at_least(0),
+    "optimizer.momentum": from_to_below(0, 1),
+    "optimizer.beta1": from_to_below(0, 1),
+    "optimizer.beta2": from_to_below(0, 1),
+    "optimizer.epsilon": above(0, at_most=1),
     "optimizer.clip_norm": at_least(0),
     "schedule.peak": at_least(0),
+    "schedule.unit": one_of("epoch", "step"),
     "schedule.warmup_epochs": at_least(0),
+    "schedule.warmup_steps": at_least(0),
     "schedule.warmup_start": at_least(0),
     "schedule.final": at_least(0),
     "schedule.base_batch_size": at_least(0),
     "ema.decay": from_to_below(0, 1),
     "eval.every_epochs": at_least(1),
     "eval.calibration_bins": at_least(1),
+    "early_stopping.patience": at_least(1),
     "checkpoint.every_steps": at_least(0),
     "checkpoint.keep_best": at_least(0),
     "profile.steps": at_least(0),
@@ -209,6 +222,11 @@ def restore(default: ml_collections.ConfigDict, saved: Mapping[str, Any]):
     return config
 
 
+def weight_kinds(config: Mapping[str, Any]) -> tuple[Literal["raw", "ema"], ...]:
+    """Return the kinds of weights of a run; its checkpoints are ranked by the last one's top-1."""
+    return ("raw", "ema") if config["ema"]["decay"] else ("raw",)
+
+
 def find_problems(
     config: ml_collections.ConfigDict, devices: int, *, training: bool = True
 ) -> list[str]:
@@ -258,10 +276,83 @@ def allowed_changes(config: Mapping[str, Any]) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def find_length_problems(
+    config: ml_collections.ConfigDict, steps_per_epoch: int | None = None
+) -> list[str]:
+    """Return a line for each phase at the beginning of a run that the run is too short for.
+
+    Args:
+      config: as in configs/default.py.
+      steps_per_epoch: where it is not known yet, a phase in steps and a run in epochs, or the other
+        way round, are not compared.
+    """
+    run_field = "steps" if config.steps > 0 else "epochs"
+    problems = []
+    for phase, at_most, otherwise in (
+        ("schedule.warmup", True, "the learning rate never reaches its peak"),
+        ("finetune.head_only", False, "the rest is never trained (--config.finetune.freeze)"),
+    ):
+        unit = "steps" if _value(config, f"{phase}_steps") > 0 else "epochs"
+        field = f"{phase}_{unit}"
+        length, run = _value(config, field), config[run_field]
+        run_text = f"the run's --config.{run_field}={run}"
+        if unit != run_field:
+            if steps_per_epoch is None:
+                continue
+            length *= steps_per_epoch if unit == "epochs" else 1
+            run *= steps_per_epoch if run_field == "epochs" else 1
+            run_text += f" (an epoch is {steps_per_epoch} steps)"
+        too_long = length > run if at_most else length >= run
+        if too_long and length > 0 and run > 0:
+            limit = "at most" if at_most else "less than"
+            problems.append(_line(config, field, f"{limit} {run_text}, or {otherwise}"))
+    return problems
+
+
+def _finetune_problems(config) -> Iterator[str]:
+    finetune = config.finetune
+    for field, parse in (
+        ("freeze", parameter_names.check_pattern),
+        ("rate_multipliers", parameter_names.parse_multipliers),
+    ):
+        try:
+            if finetune[field]:
+                parse(finetune[field])
+        except ValueError as error:
+            yield f"--config.finetune.{field}={finetune[field]}: {error}"
+            return
+    # On noise a configuration is tried, or its speed measured.
+    if config.init_from or config.data.fake:
+        return
+    for field, off, why in (
+        ("model.freeze_batch_norm", "False", "random ones have no statistics"),
+        ("finetune.new_head", "False", "give some by --weights=PATH"),
+        ("finetune.freeze", '""', "give some by --weights=PATH"),
+        ("finetune.head_only_epochs", "0", "give some by --weights=PATH"),
+        ("finetune.head_only_steps", "0", "give some by --weights=PATH"),
+    ):
+        value = _value(config, field)
+        if value and (field not in RANGES or RANGES[field].contains(value)):
+            yield _line(config, field, f"{off} where --config.init_from names no weights: {why}")
+
+
+def metrics_of_evaluation(config: ml_collections.ConfigDict) -> list[str]:
+    """Return the names that ``early_stopping.metric`` may have."""
+    names = ("top1", "top5", "loss", *(("real_top1",) if config.eval.real_labels else ()))
+    return [f"{kind}_{name}" for kind in weight_kinds(config) for name in names]
+
+
 def _train_step_problems(config, devices) -> Iterator[str]:
-    if config.model.freeze_batch_norm and not config.init_from:
-        wanted = "False where --config.init_from names no weights: random ones have no statistics"
-        yield _line(config, "model.freeze_batch_norm", wanted)
+    yield from _finetune_problems(config)
+    yield from find_length_problems(config)
+    if config.schedule.warmup_steps > 0 and config.schedule.unit == "epoch":
+        yield _line(config, "schedule.warmup_steps", '0, or --config.schedule.unit="step"')
+    if config.loss.class_weights and config.data.balanced_sampling:
+        wanted = '"", or --config.data.balanced_sampling=False: each balances the classes by itself'
+        yield _line(config, "loss.class_weights", wanted)
+    metrics = metrics_of_evaluation(config)
+    if config.early_stopping.metric not in ("", *metrics):
+        yield _line(config, "early_stopping.metric", one_of(*metrics, "").message)
     parts = devices * max(config.accumulate_steps, 1)
     if config.batch_size < 1 or config.batch_size % parts:
         wanted = (

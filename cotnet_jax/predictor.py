@@ -247,11 +247,11 @@ def find_images(paths: Iterable) -> list[pathlib.Path]:
         # Looked up by its absolute path, reported as it was given.
         place = files.local(path)
         if place.is_dir():
-            left_out: list[tuple[str, str]] = []
-            inside = sorted(
-                path / found_path.relative_to(place)
-                for found_path in _images_below(place, left_out, ())
-            )
+            entries = list(file_names.walk(place))
+            inside = sorted(path / entry.relative_to(place) for entry, why in entries if not why)
+            # Other files are no surprise beside images.
+            expected = ("", file_names.SUFFIX)
+            left_out = [(str(entry), why) for entry, why in entries if why not in expected]
             if not inside:
                 problems.append(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
             for line in file_names.left_out_lines(path, left_out):
@@ -268,35 +268,6 @@ def find_images(paths: Iterable) -> list[pathlib.Path]:
             "\n  ".join([f"{len(problems)} of the given paths have no image:", *problems])
         )
     return found
-
-
-def _images_below(
-    folder: pathlib.Path, left_out: list[tuple[str, str]], above: tuple[tuple[int, int], ...]
-) -> Iterator[pathlib.Path]:
-    """Yield the images in a folder and those below; add (path, reason) of what is left out.
-
-    Args:
-      above: device and inode of the folders that this one is in, to notice links in a circle.
-    """
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        left_out.append((str(folder), file_names.LOOP))
-        return
-    try:
-        entries = list(folder.iterdir())
-    except OSError:
-        left_out.append((str(folder), file_names.UNREADABLE))
-        return
-    for path in entries:
-        reason = file_names.why_no_image(path)
-        if reason == file_names.FOLDER:
-            yield from _images_below(path, left_out, (*above, here))
-        elif not reason:
-            yield path
-        # Other files are no surprise beside images.
-        elif reason != file_names.SUFFIX:
-            left_out.append((str(path), reason))
 
 
 def _read_file(path: str | os.PathLike) -> bytes:

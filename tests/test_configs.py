@@ -79,7 +79,24 @@ def test_recipe(name):
 def test_what_all_recipes_share():
     config = default.get_config()
     shared = {
-        "optimizer": {"momentum": 0.9, "weight_decay": 4e-5, "clip_norm": 0.0},
+        "finetune": {
+            "new_head": False,
+            "freeze": "",
+            "rate_multipliers": "",
+            "layer_decay": 1.0,
+            "head_only_epochs": 0,
+            "head_only_steps": 0,
+        },
+        "loss": {"class_weights": ""},
+        "optimizer": {
+            "name": "sgd",
+            "weight_decay": 4e-5,
+            "momentum": 0.9,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "epsilon": 1e-8,
+            "clip_norm": 0.0,
+        },
         "mixing": {
             "probability": 1.0,
             "cutmix_probability": 0.5,
@@ -93,7 +110,8 @@ def test_what_all_recipes_share():
         assert config[section].to_dict() == fields
     schedule, augment, data = config.schedule, config.augment, config.data
     assert (schedule.warmup_epochs, schedule.warmup_start, schedule.final) == (5, 1e-4, 1e-5)
-    assert schedule.base_batch_size == 0
+    assert (schedule.base_batch_size, schedule.unit, config.steps) == (0, "epoch", 0)
+    assert not (data.balanced_sampling or config.early_stopping.metric)
     assert (augment.scale, augment.ratio, augment.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
     assert augment.randaugment == "rand-m15-mstd0.5-n2"
     assert augment.erasing_probability == 0
@@ -107,6 +125,7 @@ def test_what_all_recipes_share():
 BAD = {
     "seed": -1,
     "epochs": 0,
+    "steps": -1,
     "batch_size": 641,
     "steps_per_eval": -1,
     "accumulate_steps": 0,
@@ -117,6 +136,12 @@ BAD = {
     "model.output_stride": 4,
     "model.dtype": "float16",
     "model.freeze_batch_norm": True,
+    "finetune.new_head": True,
+    "finetune.freeze": "stage[1",
+    "finetune.rate_multipliers": "head=0",
+    "finetune.layer_decay": 0.0,
+    "finetune.head_only_epochs": -1,
+    "finetune.head_only_steps": -1,
     "data.image_size": 0,
     "data.crop": 0.0,
     "data.interpolation": "nearest",
@@ -141,11 +166,18 @@ BAD = {
     "mixing.mixup_alpha": -0.1,
     "mixing.cutmix_alpha": -0.1,
     "mixing.label_smoothing": 1.1,
-    "optimizer.momentum": 1.0,
+    "loss.class_weights": "balance",
+    "optimizer.name": "adam",
     "optimizer.weight_decay": -1.0,
+    "optimizer.momentum": 1.0,
+    "optimizer.beta1": 1.0,
+    "optimizer.beta2": -0.1,
+    "optimizer.epsilon": 0.0,
     "optimizer.clip_norm": -1.0,
     "schedule.peak": float("inf"),
-    "schedule.warmup_epochs": -1,
+    "schedule.unit": "steps",
+    "schedule.warmup_epochs": 351,
+    "schedule.warmup_steps": 100,
     "schedule.warmup_start": -0.1,
     "schedule.final": -0.1,
     "schedule.base_batch_size": -1,
@@ -155,6 +187,8 @@ BAD = {
     "eval.batch_size": 9,
     "eval.every_epochs": 0,
     "eval.calibration_bins": 0,
+    "early_stopping.metric": "ema_top3",
+    "early_stopping.patience": 0,
     "checkpoint.every_steps": -1,
     "checkpoint.keep_best": -1,
     "resume.allow_changes": "epoch",
@@ -166,6 +200,7 @@ BAD = {
 UNCHECKED = {
     "init_from",
     "accept_classes",
+    "data.balanced_sampling",
     "data.exif_orientation",
     "model.sync_batch_norm",
     "ema.warmup",
@@ -190,6 +225,54 @@ def test_a_value_out_of_range_is_one_line(field):
         config.update_from_flattened_dict({field: BAD[field]})
     (problem,) = find_problems(config, devices=8)
     assert re.match(rf"--config\.{field}\b", problem)
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"epochs": 4}, "--config.schedule.warmup_epochs=5: must be at most the run's --config.ep"),
+        ({"epochs": 5}, ""),
+        (
+            {"steps": 10, "schedule.unit": "step", "schedule.warmup_steps": 11},
+            "--config.schedule.warmup_steps=11: must be at most the run's --config.steps=10, or",
+        ),
+        ({"steps": 10, "schedule.unit": "step", "schedule.warmup_steps": 10}, ""),
+        # How long an epoch is, is not known here.
+        ({"steps": 10}, ""),
+        (
+            {"init_from": "weights", "finetune.head_only_epochs": 350},
+            "--config.finetune.head_only_epochs=350: must be less than the run's --config.epochs",
+        ),
+        (
+            {"finetune.head_only_epochs": 1},
+            "--config.finetune.head_only_epochs=1: must be 0 where --config.init_from names no we",
+        ),
+        (
+            {"finetune.freeze": "stem"},
+            '--config.finetune.freeze=stem: must be "" where --config.init_from names no weights',
+        ),
+        ({"finetune.freeze": "stem", "data.fake": True}, ""),
+        (
+            {"schedule.warmup_steps": 3},
+            '--config.schedule.warmup_steps=3: must be 0, or --config.schedule.unit="step"',
+        ),
+        (
+            {"loss.class_weights": "balanced", "data.balanced_sampling": True},
+            '--config.loss.class_weights=balanced: must be "", or --config.data.balanced_sampling',
+        ),
+        ({"early_stopping.metric": "raw_loss"}, ""),
+        (
+            {"early_stopping.metric": "ema_loss", "ema.decay": 0.0},
+            '--config.early_stopping.metric=ema_loss: must be "raw_top1", "raw_top5", "raw_loss" o',
+        ),
+    ],
+)
+def test_fields_that_depend_on_each_other(fields, line):
+    config = default.get_config()
+    config.update_from_flattened_dict(fields)
+    problems = find_problems(config, devices=1)
+    assert len(problems) == bool(line)
+    assert not line or problems[0].startswith(line)
 
 
 def test_all_problems_of_a_configuration_are_listed():

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import flax
 import jax
@@ -33,6 +33,7 @@ from cotnet_jax import files
 from cotnet_jax.checkpoint import checksums, weight_values
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.config import weight_kinds
 
 T = TypeVar("T")
 
@@ -45,11 +46,6 @@ _REMOVALS = 20
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which, why, and what to do."""
-
-
-def weight_kinds(config: Mapping[str, Any]) -> tuple[Literal["raw", "ema"], ...]:
-    """Return the kinds of weights of a run; its checkpoints are ranked by the last one's top-1."""
-    return ("raw", "ema") if config["ema"]["decay"] else ("raw",)
 
 
 def open_checkpoints(

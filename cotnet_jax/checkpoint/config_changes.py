@@ -30,6 +30,7 @@ CLASSES: Mapping[str, Change] = {
     "seed": Change.MEANING,
     # The learning rates follow a cosine over all epochs.
     "epochs": Change.MEANING,
+    "steps": Change.MEANING,
     "steps_per_eval": Change.FREE,
     "batch_size": Change.MEANING,
     # The batch statistics are those of one part.
@@ -40,6 +41,9 @@ CLASSES: Mapping[str, Change] = {
     "accept_classes": Change.FREE,
     "model": Change.MEANING,
     "model.name": Change.IDENTITY,
+    "finetune": Change.MEANING,
+    # Read before the first step only.
+    "finetune.new_head": Change.FREE,
     "data.name": Change.IDENTITY,
     "data.fake": Change.IDENTITY,
     "data.data_dir": Change.FREE,
@@ -51,6 +55,7 @@ CLASSES: Mapping[str, Change] = {
     "data.interpolation": Change.MEANING,
     "data.mean": Change.MEANING,
     "data.std": Change.MEANING,
+    "data.balanced_sampling": Change.MEANING,
     # The batches are the same for any number of threads and processes.
     "data.num_threads": Change.FREE,
     "data.num_workers": Change.FREE,
@@ -61,10 +66,13 @@ CLASSES: Mapping[str, Change] = {
     "data.exif_orientation": Change.MEANING,
     "augment": Change.MEANING,
     "mixing": Change.MEANING,
+    "loss": Change.MEANING,
     "optimizer": Change.MEANING,
     "schedule": Change.MEANING,
     "ema": Change.MEANING,
     "eval": Change.FREE,
+    # When the run ends, as the interval of evaluations does; its steps are the same.
+    "early_stopping": Change.FREE,
     "checkpoint": Change.FREE,
     "resume": Change.FREE,
     "profile": Change.FREE,

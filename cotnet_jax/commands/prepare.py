@@ -1,5 +1,6 @@
 """``cotnet-prepare``: prepare ImageNet or a folder of images for training."""
 
+import argparse
 import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -12,14 +13,16 @@ from cotnet_jax.files import LockedError
 EXAMPLES = (
     "cotnet-prepare imagenet --source=downloads --output=datasets",
     "cotnet-prepare folder --source=photos --output=prepared",
-    "cotnet-prepare folder --source=photos --output=prepared --workers=4",
+    "cotnet-prepare folder --source=photos --output=prepared --validation=0.2",
 )
 NOTES = """
 imagenet  writes OUTPUT/imagenet2012/5.1.0, where tfds.data_source("imagenet2012", data_dir=OUTPUT)
           finds it. SOURCE is a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,
           or with train/WNID/*.JPEG and val/ (in folders of classes or not), or a TFDS copy in
           TFRecord.
-folder    writes OUTPUT from the images in SOURCE/CLASS/* or SOURCE/SPLIT/CLASS/*.
+folder    writes OUTPUT from the images in SOURCE/CLASS/ or SOURCE/SPLIT/CLASS/ and the folders
+          inside. With --validation=0.2 a fifth of each class becomes the split "validation", the
+          same images every time. Images that cannot be decoded are left out and listed.
 
 After an interruption the same command continues. On a spinning disk tar files take hours, as
 images are read in the dataset's order, which is random.
@@ -42,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             workers=args.workers,
             check=not args.no_check,
             checksums=not args.no_checksum,
+            validation=args.validation,
+            layout=args.layout or "",
         )
     except (SourceError, PrepareError, LockedError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -66,7 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None = None) -> Any:
     """Return the options, or exit with an error."""
-    return make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.what != "folder":
+        given = [f"--{name}" for name in ("validation", "layout") if getattr(options, name)]
+        if given:
+            parser.error(f"{' and '.join(given)}: for folder only")
+    return options
 
 
 def make_parser() -> command_line.Parser:
@@ -88,6 +99,18 @@ def make_parser() -> command_line.Parser:
         "--output", type=_path, metavar="DIR", required=True, help="Folder to write to."
     )
     parser.add_argument(
+        "--validation",
+        type=_fraction,
+        metavar="FRACTION",
+        default=0.0,
+        help="Of a folder: fraction of each class for the split validation; by default none.",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("classes", "splits"),
+        help="Of a folder: what the folders in SOURCE are; by default told by their names.",
+    )
+    parser.add_argument(
         "--workers",
         type=command_line.positive,
         metavar="N",
@@ -101,6 +124,16 @@ def make_parser() -> command_line.Parser:
         "--no_checksum", action="store_true", help="Do not compare the tar files' SHA-256."
     )
     return parser
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and below 1, not {text!r}")
+    return value
 
 
 def _path(text: str) -> Path:

@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 42
     # Passes over the training split.
     config.epochs = 350
+    # Above 0: length of the run in steps, in place of epochs.
+    config.steps = 0
     # Steps between evaluations, each with a checkpoint; 0: every config.eval.every_epochs epochs.
     config.steps_per_eval = 0
     # Images per step, over all devices and all accumulated parts.
@@ -47,6 +49,28 @@ def get_config() -> ml_collections.ConfigDict:
     # (config.init_from); scales and biases are still trained.
     model.freeze_batch_norm = False
 
+    # Fine-tuning of config.init_from. A parameter's name is its path, such as
+    # "stage1_block0/cot/key_conv/kernel"; WORKDIR/parameters.txt lists them. A pattern is a regular
+    # expression for a whole name, or for the whole name of a module that the parameter is in:
+    # "stem|stage[12].*" are the stem and two stages, "stage3_block1" is one block. Each alternative
+    # must fit something.
+    config.finetune = finetune = ml_collections.ConfigDict()
+    # True: a new classifier with random weights, even where the classes are as many as before.
+    finetune.new_head = False
+    # Pattern of the parameters that stay as they are, without gradients and optimizer state. A
+    # batch norm without trained parameters keeps and uses its running statistics. "": none.
+    finetune.freeze = ""
+    # Factors of the learning rate: "head=10,stem.*=0.1", or "{'head': 10}". The first pattern that
+    # fits a name counts; the others have 1.
+    finetune.rate_multipliers = ""
+    # Factor of the learning rate from each layer to the one before it: 1 for the head, this for the
+    # last block, its square for the block before, ..., the least for the stem. 1 is off.
+    finetune.layer_decay = 1.0
+    # Epochs at the beginning in which only the head is trained, as if all else were frozen; the
+    # schedule runs through both phases. Unused where head_only_steps, the same in steps, is not 0.
+    finetune.head_only_epochs = 0
+    finetune.head_only_steps = 0
+
     config.data = data = ml_collections.ConfigDict()
     # A TFDS dataset's name, "digits", the path of a prepared folder, or "synthetic": images of
     # noise, with ImageNet's number of images and classes.
@@ -67,6 +91,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Per-channel mean and standard deviation of the input, on the 0..1 scale.
     data.mean = (0.485, 0.456, 0.406)
     data.std = (0.229, 0.224, 0.225)
+    # True: every class comes equally often in an epoch, however many images it has; the epoch is as
+    # long as without. Labels are read once, at the start.
+    data.balanced_sampling = False
     # Decoding threads in each process, and decoding processes (0: threads only, -1: one per core).
     # Instead of more than 4 threads use processes: between images only one thread can run Python.
     # Evaluation has as many of its own, which wait between two evaluations.
@@ -111,17 +138,33 @@ def get_config() -> ml_collections.ConfigDict:
     # Fraction of the target spread evenly over all classes.
     mixing.label_smoothing = 0.1
 
+    config.loss = loss = ml_collections.ConfigDict()
+    # "balanced": the cross entropy of a class is weighted by images / (classes * images of the
+    # class) of the training split. "": all alike.
+    loss.class_weights = ""
+
     config.optimizer = optimizer = ml_collections.ConfigDict()
-    # SGD with Nesterov momentum; weight decay is added to the gradients of kernels only.
-    optimizer.momentum = 0.9
+    # "sgd" with Nesterov momentum, or "adamw". Weight decay is for kernels only: SGD adds it to
+    # their gradients, AdamW to their updates.
+    optimizer.name = "sgd"
     optimizer.weight_decay = 4e-5
+    # Of SGD.
+    optimizer.momentum = 0.9
+    # Of AdamW: decay of both moments' averages, and what is added to the root of the second.
+    optimizer.beta1 = 0.9
+    optimizer.beta2 = 0.999
+    optimizer.epsilon = 1e-8
     # Largest global gradient norm; 0 is off.
     optimizer.clip_norm = 0.0
 
     config.schedule = schedule = ml_collections.ConfigDict()
-    # Constant within an epoch: linear warm-up, then half a cosine over all epochs.
+    # Linear warm-up, then half a cosine over the whole run.
     schedule.peak = 0.25
+    # The rate is constant within an "epoch", as published, or within a "step".
+    schedule.unit = "epoch"
+    # Unused where warmup_steps, for the unit "step", is not 0.
     schedule.warmup_epochs = 5
+    schedule.warmup_steps = 0
     schedule.warmup_start = 1e-4
     schedule.final = 1e-5
     # Above 0: the three rates are for batches of this many images, and are multiplied by
@@ -146,6 +189,12 @@ def get_config() -> ml_collections.ConfigDict:
     # Bins of equal width that the expected calibration error (ECE) of a report counts confidences
     # in; 15 in Guo et al., arXiv 1706.04599.
     evaluation.calibration_bins = 15
+
+    config.early_stopping = early_stopping = ml_collections.ConfigDict()
+    # The run ends when this metric of an evaluation, such as "ema_top1" or "raw_loss", has not
+    # become better in so many successive evaluations. "" is off.
+    early_stopping.metric = ""
+    early_stopping.patience = 10
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     # Steps between checkpoints, in addition to those of every evaluation and, without

@@ -12,7 +12,8 @@ import ml_collections
 import numpy as np
 
 from cotnet_jax.data import randaugment, transforms
-from cotnet_jax.data.sources import LabelError, Source
+from cotnet_jax.data.labels import check_label
+from cotnet_jax.data.sources import Source
 from cotnet_jax.data.undecodable import UndecodableError
 
 # A training image that cannot be decoded is replaced by the next one that can, at most this far on.
@@ -60,7 +61,7 @@ class TrainExample:
             except (transforms.DecodeError, MemoryError) as error:
                 last_error = error
                 continue
-            label = _check_label(element["label"], self._source, self._split, record)
+            label = check_label(element["label"], self._source, self._split, record)
             return _example(image, label, undecodable=index if offset else -1)
         raise UndecodableError(
             f"none of the {_MAX_REPLACEMENTS} images from index {index} on can be decoded: "
@@ -144,7 +145,7 @@ class EvalExample:
             mask = 1
             try:
                 element = self._source[index]
-                label = _check_label(element["label"], self._source, self._split, index)
+                label = check_label(element["label"], self._source, self._split, index)
                 image = self._transform(element["image"])
             except (transforms.DecodeError, MemoryError):
                 undecodable = index
@@ -173,23 +174,6 @@ def _decoder(source: Source, data: ml_collections.ConfigDict) -> Callable[[bytes
     if exif is None:
         exif = getattr(source, "exif_orientation", False)
     return functools.partial(transforms.decode, max_pixels=data.max_pixels, exif_orientation=exif)
-
-
-def _check_label(label: int, source: Source, split: str, record: int) -> int:
-    """Return the label, if it is that of a class.
-
-    Raises:
-      LabelError: it is not; names split, record and label.
-    """
-    if not 0 <= label < source.num_classes:
-        unlabelled = " (TFDS's mark of an image without a label)" if label == -1 else ""
-        raise LabelError(
-            f"record {record} of split {split!r} has the label {label}{unlabelled}, but the "
-            f"dataset's {source.num_classes} classes are 0 to {source.num_classes - 1}; choose a "
-            "labelled split by --config.data.train_split and --config.data.eval_split, or mend "
-            "the dataset"
-        )
-    return label
 
 
 def _example(image: np.ndarray, label: int, undecodable: int) -> Example:

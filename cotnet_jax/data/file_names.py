@@ -93,6 +93,35 @@ def why_no_image(path: Path) -> str:
     return "" if path.suffix.lower() in IMAGE_SUFFIXES else SUFFIX
 
 
+def walk(
+    folder: str | os.PathLike, above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[Path, str]]:
+    """Yield (path, why it is no image) of all in a folder and in those below, sorted in each.
+
+    The reason is one of the constants above, "" for an image. Links to folders are followed.
+
+    Args:
+      above: device and inode of the folders that this one is in, to notice links in a circle.
+    """
+    folder = Path(folder)
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        yield folder, LOOP
+        return
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        yield folder, UNREADABLE
+        return
+    for path in entries:
+        reason = why_no_image(path)
+        if reason == FOLDER:
+            yield from walk(path, (*above, here))
+        else:
+            yield path, reason
+
+
 def left_out_lines(folder: str | os.PathLike, reasons: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Yield a sentence for each reason for which entries of a folder were left out.
 

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from cotnet_jax.data.examples import EvalExample, ExampleFields, TrainExample
+from cotnet_jax.data.labels import BalancedOrder, read_labels
 from cotnet_jax.data.sources import Source, open_source
 from cotnet_jax.data.undecodable import Batch, limit_undecodable
 from cotnet_jax.data.workers import StartTogether, exit_with_main_process, read_with_workers
@@ -51,7 +52,9 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """Return an endless stream of training batches that begins at a given step.
 
-    Every epoch has its own order, and uses the first ``steps_per_epoch`` batches of it.
+    Every epoch has its own order, and uses the first ``steps_per_epoch`` batches of it. With
+    config.data.balanced_sampling every class has its own order, and they take turns in a random
+    one.
     Process p reads rows p*b .. (p+1)*b of each global batch, b = batch_size / process_count, so
     the global batch is the same for any number of processes.
 
@@ -76,7 +79,11 @@ def train_batches(
     epoch_size = steps_per_epoch(config, source) * config.batch_size
     # Independent of each other and of those that neighbouring seeds give.
     order_seed, augment_seed = np.random.SeedSequence(config.seed).generate_state(2).tolist()
-    order = grain.MapDataset.range(len(source)).shuffle(seed=order_seed)
+    if config.data.balanced_sampling:
+        labels = read_labels(source, config.data.train_split)
+        order = BalancedOrder(labels, epoch_size, order_seed).shuffle(seed=order_seed)
+    else:
+        order = grain.MapDataset.range(len(source)).shuffle(seed=order_seed)
     epochs = order[:epoch_size].repeat()
     examples = epochs.random_map(TrainExample(source, config), seed=augment_seed)
     local = _Rows(examples, start_step, rows, process_index, config.batch_size)

@@ -9,6 +9,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
+def is_frozen(frozen: bool | frozenset[str], path: str) -> bool:
+    """Return whether the module at a path is frozen by an attribute such as BatchNorm's."""
+    return frozen if isinstance(frozen, bool) else path in frozen
+
+
 class BatchNorm(nn.Module):
     """Normalise every channel over all other axes.
 
@@ -21,7 +26,8 @@ class BatchNorm(nn.Module):
     Attributes:
       use_running_average: normalise by the running statistics, and do not update them.
       frozen: the same, whatever ``use_running_average`` is: for fine-tuning with fixed statistics.
-        Scale and bias are still trained.
+        Scale and bias are still trained. A set of paths such as "stem/bn" freezes the modules at
+        these paths.
       momentum: weight of the old running statistics in an update.
       epsilon: added to the variance.
       axis_name: mesh axis over which batch statistics are averaged; None keeps them per device.
@@ -31,7 +37,7 @@ class BatchNorm(nn.Module):
     """
 
     use_running_average: bool = True
-    frozen: bool = False
+    frozen: bool | frozenset[str] = False
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
@@ -46,7 +52,7 @@ class BatchNorm(nn.Module):
           ValueError: a batch to take statistics from has a single value in each channel.
         """
         scale, bias, running_mean, running_var = self._variables(x.shape[-1])
-        if self.use_running_average or self.frozen:
+        if self.uses_running_statistics:
             mean, var = running_mean.value, running_var.value
         else:
             mean, var, count = self._batch_statistics(x)
@@ -66,7 +72,7 @@ class BatchNorm(nn.Module):
         Raises:
           ValueError: the module normalises by the statistics of the batch.
         """
-        if not (self.use_running_average or self.frozen):
+        if not self.uses_running_statistics:
             raise ValueError(
                 "BatchNorm.scale_and_shift: running statistics only, not those of a batch; "
                 "set use_running_average=True or frozen=True"
@@ -74,6 +80,11 @@ class BatchNorm(nn.Module):
         scale, bias, running_mean, running_var = self._variables(channels)
         multiplier = scale * lax.rsqrt(running_var.value + self.epsilon)
         return multiplier, bias - running_mean.value * multiplier
+
+    @property
+    def uses_running_statistics(self) -> bool:
+        """Whether the running statistics normalise, and stay as they are."""
+        return self.use_running_average or is_frozen(self.frozen, "/".join(self.path))
 
     @nn.compact
     def _variables(self, channels):

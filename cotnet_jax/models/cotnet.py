@@ -149,7 +149,8 @@ class CoTNet(nn.Module):
         keep their resolution and dilate their split-attention convolutions instead.
       bn_axis_name: mesh axis over which batch statistics are averaged; None keeps them per device.
       freeze_batch_norm: in training, too, normalise by the running statistics and do not update
-        them; scales and biases are still trained.
+        them; scales and biases are still trained. A set of paths such as "stem/bn" freezes these
+        batch normalisations alone.
       fused, implementation: as in ``CoTLayer``.
     """
 
@@ -161,7 +162,7 @@ class CoTNet(nn.Module):
     drop_path_rate: float = 0.0
     output_stride: int = 32
     bn_axis_name: str | None = None
-    freeze_batch_norm: bool = False
+    freeze_batch_norm: bool | frozenset[str] = False
     fused: bool = True
     implementation: str | None = None
 

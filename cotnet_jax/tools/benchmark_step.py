@@ -24,8 +24,7 @@ from absl import logging
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.distributed import sharding
 from cotnet_jax.training import setup as training_setup
-from cotnet_jax.training.loop import build_train_step
-from cotnet_jax.training.optimizer import make_optimizer
+from cotnet_jax.training.loop import build_optimizer, build_train_step
 from cotnet_jax.training.setup import TrainSetup
 from cotnet_jax.training.state import abstract_train_state, create_train_state
 
@@ -139,7 +138,7 @@ def benchmark(
         f"{config.model.name}, {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}, "
         f"{setup.model.dtype.name}, batch {config.batch_size}, {config.data.image_size} pixels"
     )
-    optimizer = make_optimizer(config.optimizer, setup.learning_rates, setup.steps_per_epoch)
+    optimizer = build_optimizer(setup)
     batch = make_batch(setup)
     start = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -153,7 +152,7 @@ def benchmark(
     memory = compiled[variants[0]].memory_analysis()
     if memory is not None:
         used = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9
-        print(f"device memory of the step: {used:.1f} GB")
+        print(f"device memory of the step: {used:.2f} GB")
     first_state, states = first_state.result(), {}
     for variant, step in compiled.items():
         # A step donates its state, so that each variant needs its own.

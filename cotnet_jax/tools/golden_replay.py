@@ -86,8 +86,10 @@ def _train(name, weights, reference, compiler_options) -> Comparisons:
     """Run four steps of the train step itself, in float64, on one device."""
     seed, shape = int(reference["seed"]), reference["input_shape"]
     model = cotnet_jax.create_model(name, dtype=jnp.float64, param_dtype=jnp.float64)
-    settings = ml_collections.ConfigDict({"momentum": 0.9, "weight_decay": 4e-5, "clip_norm": 0.0})
-    optimizer = make_optimizer(settings, reference["lr"], steps_per_epoch=1)
+    settings = ml_collections.ConfigDict(
+        {"name": "sgd", "momentum": 0.9, "weight_decay": 4e-5, "clip_norm": 0.0}
+    )
+    optimizer = make_optimizer(settings, reference["lr"], steps_per_rate=1)
     mesh = sharding.make_mesh(jax.devices()[:1])
     # The stored images are normalised already: mean 0 and std 1 / 255 leave them as they are.
     step = make_train_step(

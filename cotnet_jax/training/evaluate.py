@@ -16,8 +16,9 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
-from cotnet_jax.checkpoint.checkpointer import open_checkpoints, weight_kinds
+from cotnet_jax.checkpoint.checkpointer import open_checkpoints
 from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.config import weight_kinds
 from cotnet_jax.data.normalize import normalize
 from cotnet_jax.data.sources import Synthetic
 from cotnet_jax.data.undecodable import Batch

@@ -9,6 +9,7 @@ from absl import logging
 
 from cotnet_jax.checkpoint.checkpointer import has_steps
 from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.training import parameter_groups
 from cotnet_jax.training.mixup import mix_batch
 from cotnet_jax.training.optimizer import ema_step_size_schedule, make_optimizer
 from cotnet_jax.training.setup import TrainSetup, set_up_training
@@ -18,7 +19,7 @@ from cotnet_jax.training.trainer import Trainer
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, float]:
-    """Train to the end of the last epoch, resuming an earlier run in workdir where it stopped.
+    """Train to the end of the run, resuming an earlier run in workdir where it stopped.
 
     Args:
       config: as in configs/default.py.
@@ -45,7 +46,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
 
 def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
     """Do what ``train`` does, in a workdir that this run has for itself."""
-    optimizer = make_optimizer(setup.config.optimizer, setup.learning_rates, setup.steps_per_epoch)
+    optimizer = build_optimizer(setup)
     # A run that resumes takes its weights from a checkpoint; until then their shapes will do.
     resumes = has_steps(workdir.checkpoints)
     workdir.check_resume(setup.config, has_steps=resumes, class_names=setup.class_names)
@@ -57,6 +58,8 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
         class_names=setup.train_source.class_names,
     )
     train_step = build_train_step(setup, optimizer)
+    head_step = build_train_step(setup, optimizer, head_only=setup.head_only_steps > 0)
+    _log_what_is_trained(setup)
 
     with Trainer(setup, workdir) as trainer:
         state = trainer.restore(state)
@@ -64,13 +67,14 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
         if trainer.missed_evaluation():
             logging.info("Evaluating step %d, which was saved but not evaluated.", trainer.step)
             eval_metrics = trainer.save_and_evaluate(state)
-        if trainer.step >= setup.total_steps:
-            logging.info("This run is finished; evaluating its last weights.")
+        if finished := trainer.why_finished():
+            logging.info("This run is finished: %s. Evaluating its last weights.", finished)
             return eval_metrics or trainer.evaluate(state)
 
         for batch in trainer.batches():
+            step = head_step if trainer.step < setup.head_only_steps else train_step
             with trainer.profiled_step():
-                state, metrics = train_step(state, batch)
+                state, metrics = step(state, batch)
             trainer.finish_step(metrics)
             workdir.check_lock()
             stopping = trainer.should_stop()
@@ -78,28 +82,51 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
                 eval_metrics = trainer.save_and_evaluate(state)
             elif stopping or setup.saves_after(trainer.step):
                 trainer.save(state)
-            if stopping and trainer.step < setup.total_steps:
+            if stopping and not trainer.why_finished():
                 trainer.stop()
     return eval_metrics
 
 
+def build_optimizer(setup: TrainSetup) -> optax.GradientTransformation:
+    """Return the optimizer that a configuration describes, for the parameters that are trained."""
+    return make_optimizer(
+        setup.config.optimizer,
+        setup.learning_rates,
+        setup.steps_per_rate,
+        rate_multipliers=setup.groups.rate_multipliers,
+        head_first=setup.head_only_steps > 0,
+    )
+
+
 def build_train_step(
-    setup: TrainSetup, optimizer: optax.GradientTransformation
+    setup: TrainSetup, optimizer: optax.GradientTransformation, *, head_only: bool = False
 ) -> jax.stages.Wrapped:
-    """Return the train step that a configuration describes."""
+    """Return the train step that a configuration describes.
+
+    Args:
+      optimizer: from ``build_optimizer``.
+      head_only: the step of the phase in which only the head is trained.
+    """
     config = setup.config
+    groups = setup.head_groups if head_only else setup.groups
+    model = setup.model
+    if groups.frozen and not model.freeze_batch_norm:
+        model = model.clone(freeze_batch_norm=groups.frozen_batch_norms)
+    class_weights = setup.class_weights
 
     def mix(key: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
-        return mix_batch(
+        images, targets = mix_batch(
             key,
             batch["image"],
             batch["label"],
-            num_classes=setup.model.num_classes,
+            num_classes=model.num_classes,
             **config.mixing,
         )
+        # The loss is linear in the targets.
+        return images, targets if class_weights is None else targets * class_weights
 
     return make_train_step(
-        setup.model,
+        model,
         optimizer,
         mix,
         mesh=setup.mesh,
@@ -107,4 +134,15 @@ def build_train_step(
         std=config.data.std,
         ema_step_size=ema_step_size_schedule(config.ema),
         accumulate_steps=config.accumulate_steps,
+        frozen=groups.frozen,
     )
+
+
+def _log_what_is_trained(setup: TrainSetup) -> None:
+    def log(what: str, groups: parameter_groups.ParameterGroups) -> None:
+        logging.info("%s: %s.", what, parameter_groups.describe(groups, setup.variable_shapes))
+
+    if setup.head_only_steps:
+        log(f"Trained up to step {setup.head_only_steps}", setup.head_groups)
+    if setup.head_only_steps or setup.groups.frozen:
+        log("Trained", setup.groups)

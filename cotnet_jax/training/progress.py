@@ -69,6 +69,12 @@ class Progress:
         self._last_period_paused = 0.0
         self._start_window()
 
+    def expect_compilation(self) -> None:
+        """Leave the next step out of the rates, as the first one is."""
+        jax.block_until_ready(list(self._in_flight))
+        self._first_step = True
+        self._start_window()
+
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
         """Count the time inside as waiting for data."""

@@ -1,7 +1,9 @@
 """What a configuration resolves to: devices, data, network, evaluators, learning rates."""
 
 import dataclasses
+import functools
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,9 +12,10 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from cotnet_jax.config import expand_paths, find_problems
+from cotnet_jax.config import expand_paths, find_length_problems, find_problems
 from cotnet_jax.data import pipeline
 from cotnet_jax.data.examples import file_name_of
+from cotnet_jax.data.labels import balanced_weights, read_labels
 from cotnet_jax.data.sources import Source, Synthetic, open_source
 from cotnet_jax.data.undecodable import Batch
 from cotnet_jax.distributed import sharding
@@ -20,6 +23,7 @@ from cotnet_jax.models.cotnet import create_model
 from cotnet_jax.training import predictions
 from cotnet_jax.training.evaluators import Evaluator, make_evaluators
 from cotnet_jax.training.optimizer import learning_rates
+from cotnet_jax.training.parameter_groups import ParameterGroups, find_groups, only_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,7 @@ class TrainSetup:
       eval: what its evaluations need; training shares its configuration, mesh and network.
       train_source: the training split.
       steps_per_epoch: full batches of it.
-      learning_rates: float64 [epochs], the learning rate of every epoch.
+      learning_rates: float64, the learning rate of every epoch or step, as in config.schedule.unit.
     """
 
     eval: EvalSetup
@@ -102,7 +106,18 @@ class TrainSetup:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
+        return self.config.steps or self.steps_per_epoch * self.config.epochs
+
+    @property
+    def steps_per_rate(self) -> int:
+        """Steps with the same learning rate."""
+        return 1 if self.config.schedule.unit == "step" else self.steps_per_epoch
+
+    @property
+    def head_only_steps(self) -> int:
+        """Steps at the beginning in which only the head is trained."""
+        finetune = self.config.finetune
+        return finetune.head_only_steps or finetune.head_only_epochs * self.steps_per_epoch
 
     @property
     def steps_per_eval(self) -> int:
@@ -122,7 +137,37 @@ class TrainSetup:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of the step that follows ``step`` finished ones."""
-        return float(self.learning_rates[step // self.steps_per_epoch])
+        return float(self.learning_rates[step // self.steps_per_rate])
+
+    @property
+    def init_arguments(self) -> tuple[jax.Array, jax.Array]:
+        """The key and the images for ``model.init``."""
+        init_key, _ = jax.random.split(jax.random.key(self.config.seed))
+        size = self.config.data.image_size
+        return init_key, jnp.zeros((1, size, size, 3))
+
+    @functools.cached_property
+    def variable_shapes(self) -> dict[str, Any]:
+        """{"params", "batch_stats"} as ``jax.ShapeDtypeStruct``s."""
+        return jax.eval_shape(self.model.init, *self.init_arguments)
+
+    @functools.cached_property
+    def groups(self) -> ParameterGroups:
+        """What is trained, but for the phase in which only the head is."""
+        return find_groups(self.config.finetune, lambda: self.variable_shapes)
+
+    @functools.cached_property
+    def head_groups(self) -> ParameterGroups:
+        """What is trained in the first ``head_only_steps`` steps."""
+        return only_head(self.groups, self.variable_shapes)
+
+    @functools.cached_property
+    def class_weights(self) -> np.ndarray | None:
+        """Weights of the classes in the loss, float32 [classes]; None where they are all alike."""
+        if not self.config.loss.class_weights:
+            return None
+        labels = read_labels(self.train_source, self.config.data.train_split)
+        return balanced_weights(labels, self.train_source.num_classes)
 
     def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Return this process's rows of the training batches from a step on, without end."""
@@ -148,12 +193,17 @@ def set_up_training(config: ml_collections.ConfigDict, devices=None) -> TrainSet
     evaluation = set_up_evaluation(config, devices, training=True)
     config = evaluation.config
     train_source = open_source(config.data, config.data.train_split)
-    return TrainSetup(
+    steps_per_epoch = pipeline.steps_per_epoch(config, train_source)
+    _raise_problems(find_length_problems(config, steps_per_epoch))
+    setup = TrainSetup(
         eval=evaluation,
         train_source=train_source,
-        steps_per_epoch=pipeline.steps_per_epoch(config, train_source),
-        learning_rates=learning_rates(config.schedule, config.epochs, config.batch_size),
+        steps_per_epoch=steps_per_epoch,
+        learning_rates=_learning_rates(config, steps_per_epoch),
     )
+    # Their patterns are checked before anything is read.
+    _ = setup.head_groups if setup.head_only_steps else setup.groups
+    return setup
 
 
 def set_up_evaluation(
@@ -180,8 +230,7 @@ def set_up_evaluation(
     problems = find_problems(config, mesh.size, training=training)
     evaluators, unusable = make_evaluators(config, report=report)
     problems += unusable
-    if problems:
-        raise ValueError("the configuration has problems:\n  " + "\n  ".join(problems))
+    _raise_problems(problems)
     eval_source = open_source(config.data, config.data.eval_split)
     for evaluator in evaluators:
         evaluator.check_source(config, eval_source)
@@ -192,6 +241,24 @@ def set_up_evaluation(
         eval_source=eval_source,
         evaluators=evaluators,
         report=report,
+    )
+
+
+def _raise_problems(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("\n  ".join(["the configuration has problems:", *problems]))
+
+
+def _learning_rates(config, steps_per_epoch) -> np.ndarray:
+    schedule = config.schedule
+    in_epochs = schedule.unit == "epoch"
+    steps = config.steps or config.epochs * steps_per_epoch
+    warmup_steps = schedule.warmup_steps or schedule.warmup_epochs * steps_per_epoch
+    return learning_rates(
+        schedule,
+        -(-steps // steps_per_epoch) if in_epochs else steps,
+        config.batch_size,
+        warmup=schedule.warmup_epochs if in_epochs else warmup_steps,
     )
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
-from cotnet_jax.checkpoint.checkpointer import weight_kinds
 from cotnet_jax.checkpoint.train_state import TrainState
+from cotnet_jax.config import weight_kinds
 from cotnet_jax.distributed import sharding
+from cotnet_jax.models import parameter_names
 from cotnet_jax.training.setup import TrainSetup
 from cotnet_jax.weights.loading import load
 
@@ -23,7 +23,7 @@ def create_train_state(setup: TrainSetup, optimizer: optax.GradientTransformatio
     devices: there so many small programs compile fastest, and the same seed gives the same weights.
     """
     config = setup.config
-    from_variables = functools.partial(_initial_state, config, optimizer)
+    from_variables = functools.partial(_initial_state, setup, optimizer)
     with jax.default_device(sharding.host_device()):
         if config.init_from:
             _, variables = load(
@@ -33,11 +33,13 @@ def create_train_state(setup: TrainSetup, optimizer: optax.GradientTransformatio
                 model=config.model.name,
                 class_names=setup.class_names,
                 accept_classes=config.accept_classes,
+                new_head=config.finetune.new_head,
+                seed=config.seed,
             )
             state = _jit_once(from_variables)(variables)
         else:
             init = setup.model.init
-            state = _jit_once(lambda *args: from_variables(init(*args)))(*_init_arguments(setup))
+            state = _jit_once(lambda *args: from_variables(init(*args)))(*setup.init_arguments)
     return sharding.replicate(setup.mesh, state)
 
 
@@ -46,9 +48,9 @@ def abstract_train_state(setup: TrainSetup, optimizer: optax.GradientTransformat
 
     Nothing is computed or read.
     """
-    variables = jax.eval_shape(setup.model.init, *_init_arguments(setup))
-    from_variables = functools.partial(_initial_state, setup.config, optimizer)
-    return sharding.replicate_abstract(setup.mesh, jax.eval_shape(from_variables, variables))
+    from_variables = functools.partial(_initial_state, setup, optimizer)
+    state = jax.eval_shape(from_variables, setup.variable_shapes)
+    return sharding.replicate_abstract(setup.mesh, state)
 
 
 def weights_of(state: TrainState) -> dict[str, dict]:
@@ -60,26 +62,20 @@ def weights_of(state: TrainState) -> dict[str, dict]:
 
 
 def _initial_state(
-    config: ml_collections.ConfigDict,
+    setup: TrainSetup,
     optimizer: optax.GradientTransformation,
     variables: Mapping[str, Any],
 ) -> TrainState:
-    _, run_key = jax.random.split(jax.random.key(config.seed))
+    _, run_key = jax.random.split(jax.random.key(setup.config.seed))
+    trained, _ = parameter_names.split(variables["params"], setup.groups.frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        ema=jax.tree.map(jnp.copy, variables) if "ema" in weight_kinds(config) else None,
-        opt_state=optimizer.init(variables["params"]),
+        ema=jax.tree.map(jnp.copy, variables) if "ema" in weight_kinds(setup.config) else None,
+        opt_state=optimizer.init(trained),
         key=jax.random.key_data(run_key),
     )
-
-
-def _init_arguments(setup: TrainSetup) -> tuple[jax.Array, jax.Array]:
-    """Return the key and the images for ``model.init``."""
-    init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
-    size = setup.config.data.image_size
-    return init_key, jnp.zeros((1, size, size, 3))
 
 
 def _jit_once(function):

@@ -1,6 +1,6 @@
 """One optimizer step, from a batch of uint8 images to the new state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.data.normalize import normalize
 from cotnet_jax.distributed.sharding import DATA_AXIS, REPLICATED, SHARDED, make_varying
+from cotnet_jax.layers.batch_norm import is_frozen
+from cotnet_jax.models import parameter_names
 
 
 def make_train_step(
@@ -24,13 +26,14 @@ def make_train_step(
     std: tuple[float, ...],
     ema_step_size: optax.Schedule,
     accumulate_steps: int,
+    frozen: Collection[str] = (),
 ) -> jax.stages.Wrapped:
     """Build the pure function (state, batch) -> (state, metrics), jitted; it donates the state.
 
     Args:
-      model: the network; its dtype is that of the normalised images, and with its
-        freeze_batch_norm the batch statistics stay as they are.
-      optimizer: makes the updates of the parameters.
+      model: the network; its dtype is that of the normalised images, and the batch statistics of
+        its freeze_batch_norm stay as they are.
+      optimizer: makes the updates of the parameters that are trained.
       mix: (key, batch) -> images [B, H, W, C] of values 0..255 and soft targets [B, classes], for
         one device's shard of the batch.
       mesh: the devices, over axis "data".
@@ -38,6 +41,7 @@ def make_train_step(
       ema_step_size: steps done -> weight of the new values in the EMA; unused where the state has
         no EMA.
       accumulate_steps: number of parts that a device processes its shard in, one after the other.
+      frozen: names of the parameters that stay as they are, in ``parameter_names``' form.
 
     Returns:
       A function of a replicated TrainState and a batch {"image": [B, H, W, C], "label": [B]},
@@ -46,7 +50,8 @@ def make_train_step(
       finite, else 0.
     """
 
-    def loss_fn(params, batch_stats, images, targets, key):
+    def loss_fn(trained, constant, batch_stats, images, targets, key):
+        params = parameter_names.join(trained, constant)
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -60,8 +65,9 @@ def make_train_step(
     def device_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         key = jax.random.fold_in(key, jax.lax.axis_index(DATA_AXIS))
+        trained, constant = parameter_names.split(state.params, frozen)
         # Each device differentiates its own copy, so that the mean below is the only exchange.
-        params = make_varying(state.params)
+        own_trained, own_constant = make_varying((trained, constant))
 
         def add_part(total, part):
             gradients, loss, batch_stats = total
@@ -70,13 +76,13 @@ def make_train_step(
             images, targets = mix(mix_key, batch)
             images = normalize(images, mean, std, model.dtype)
             (part_loss, batch_stats), part_gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-                params, batch_stats, images, targets, dropout_key
+                own_trained, own_constant, batch_stats, images, targets, dropout_key
             )
             gradients = jax.tree.map(jnp.add, gradients, part_gradients)
             return (gradients, loss + part_loss, batch_stats), None
 
         total = (
-            jax.tree.map(jnp.zeros_like, params),
+            jax.tree.map(jnp.zeros_like, own_trained),
             make_varying(jnp.zeros((), model.param_dtype)),
             make_varying(state.batch_stats),
         )
@@ -91,11 +97,10 @@ def make_train_step(
         gradients, loss = jax.tree.map(lambda a: a / accumulate_steps, (gradients, loss))
         gradients, loss, batch_stats = jax.lax.pmean((gradients, loss, batch_stats), DATA_AXIS)
         if model.freeze_batch_norm:
-            # The mean over devices may have rounded them.
-            batch_stats = state.batch_stats
+            batch_stats = _keep_frozen(model.freeze_batch_norm, state.batch_stats, batch_stats)
 
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        params = parameter_names.join(optax.apply_updates(trained, updates), constant)
         ema_step = ema_step_size(state.step)
         # Written like this, values that do not change, such as frozen statistics, stay exact.
         ema = state.ema and jax.tree.map(
@@ -121,6 +126,19 @@ def make_train_step(
         device_step, mesh=mesh, in_specs=(REPLICATED, SHARDED), out_specs=(REPLICATED, REPLICATED)
     )
     return jax.jit(step, donate_argnums=0)
+
+
+def _keep_frozen(frozen: bool | frozenset[str], old: dict, new: dict) -> dict:
+    """Return new batch statistics, but the old ones where they are frozen.
+
+    The mean over devices may have rounded those.
+    """
+
+    def choose(path, old, new):
+        module = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
+        return old if is_frozen(frozen, module) else new
+
+    return jax.tree_util.tree_map_with_path(choose, old, new)
 
 
 def _are_finite(weights: Any) -> jax.Array:

@@ -11,11 +11,13 @@ from absl import logging
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.distributed.first_process import run_on_first
 from cotnet_jax.distributed.preemption import PreemptedError, PreemptionHandler
 from cotnet_jax.distributed.sharding import prefetch_to_device
 from cotnet_jax.distributed.watchdog import Watchdog, exit_if_peer_lost
+from cotnet_jax.training.early_stopping import EarlyStopping
 from cotnet_jax.training.evaluate import EvalLoop, PredictionsError
-from cotnet_jax.training.metric_writer import MetricWriter
+from cotnet_jax.training.metric_writer import MetricWriter, read_metrics
 from cotnet_jax.training.profiler import Profiler
 from cotnet_jax.training.progress import Progress
 from cotnet_jax.training.setup import TrainSetup
@@ -45,6 +47,7 @@ class Trainer:
         self.step = 0
         self._unchecked: dict[int, tuple[jax.Array, jax.Array]] = {}
         self._progress: Progress | None = None
+        self._early_stopping = EarlyStopping(setup.config.early_stopping)
 
     def __enter__(self) -> "Trainer":
         setup = self.setup
@@ -73,7 +76,14 @@ class Trainer:
         self._writer = self._stack.enter_context(MetricWriter(self.workdir, resume_step=self.step))
         if self.step:
             logging.info("Resuming after step %d of %d.", self.step, self.setup.total_steps)
+            self._restore_early_stopping()
         return state
+
+    def why_finished(self) -> str:
+        """Return why no step is left to do, as a clause; "" while there is one."""
+        if self.step >= self.setup.total_steps:
+            return f"it has done its {self.setup.total_steps} steps"
+        return self._early_stopping.reason()
 
     def missed_evaluation(self) -> bool:
         """Return whether the restored step was saved, but not evaluated as it should have been."""
@@ -84,7 +94,7 @@ class Trainer:
         )
 
     def batches(self) -> Iterator[dict]:
-        """Yield the batches of the steps that are left, on the devices."""
+        """Yield the batches of the steps that are left, on the devices, until it is finished."""
         setup, first_step = self.setup, self.step
         self._progress = Progress(
             total_steps=setup.total_steps,
@@ -103,15 +113,19 @@ class Trainer:
             )
         )
         batches = self._stack.enter_context(contextlib.closing(setup.train_batches(first_step)))
+        # No more are made ready than there are steps.
         batches = itertools.islice(batches, setup.total_steps - first_step)
         batches = prefetch_to_device(setup.mesh, batches)
         # The first step is compiled.
         self._watchdog.extend()
-        while True:
+        while not self.why_finished():
+            if self.step == setup.head_only_steps > first_step:
+                # The step of the whole network is compiled.
+                logging.info("From step %d on the whole network is trained.", self.step + 1)
+                self._watchdog.extend()
+                self._progress.expect_compilation()
             with self._progress.waiting_for_data():
-                batch = next(batches, None)
-            if batch is None:
-                break
+                batch = next(batches)
             yield batch
             self._watchdog.reset()
         self._watchdog.extend()
@@ -179,6 +193,9 @@ class Trainer:
                 ) from None
             self._writer.write_scalars(self.step, metrics)
             self._checkpointer.save(state, metrics)
+            self._early_stopping.update(self.step, metrics)
+        if reason := self._early_stopping.reason():
+            logging.info("Stopped early after step %d: %s.", self.step, reason)
         return metrics
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
@@ -201,6 +218,26 @@ class Trainer:
             f"step {self.step} of {self.setup.total_steps} is saved in "
             f"{self._checkpointer.directory}; the same command resumes from there."
         )
+
+    def _restore_early_stopping(self) -> None:
+        """Take note of all evaluations up to this step, as process 0 reads them."""
+
+        def read() -> list[tuple[int, float]]:
+            metric, checkpointer = self._early_stopping.metric, self._checkpointer
+            # A power cut can have taken lines whose checkpoint is there.
+            values = {s: checkpointer.metrics(s).get(metric) for s in checkpointer.all_steps()}
+            for step, metrics in read_metrics(self.workdir.metrics).items():
+                if values.get(step) is None:
+                    values[step] = metrics.get(metric)
+            return [
+                (step, value)
+                for step, value in values.items()
+                if step <= self.step and value is not None
+            ]
+
+        if self._early_stopping.metric:
+            for step, value in run_on_first(read, self.setup.config.distributed.timeout_seconds):
+                self._early_stopping.update(step, {self._early_stopping.metric: value})
 
     def _paused(self) -> contextlib.AbstractContextManager[None]:
         """Leave the time inside out of the progress; before the first step there is none."""

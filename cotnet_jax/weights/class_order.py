@@ -65,6 +65,7 @@ def _difference(weights: str, known: Sequence[str], wanted: Sequence[str]) -> st
     details = details or "a name is there several times"
     return (
         f"{weights}: these weights are for other classes than the dataset's: {details}. Use the "
-        "dataset that they were trained on, or --config.accept_classes=True to use the "
+        "dataset that they were trained on, --config.finetune.new_head=True to train a new "
+        "classifier, or --config.accept_classes=True to use the "
         f"{len(known)} logits in the order they have"
     )

@@ -13,8 +13,9 @@ from absl import logging
 
 from cotnet_jax import command_line, files
 from cotnet_jax.checkpoint import weight_values
-from cotnet_jax.checkpoint.checkpointer import CheckpointError, open_checkpoints, weight_kinds
+from cotnet_jax.checkpoint.checkpointer import CheckpointError, open_checkpoints
 from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
+from cotnet_jax.config import weight_kinds
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
 from cotnet_jax.weights import folder, identify
@@ -92,6 +93,8 @@ def load(
     model: str | None = None,
     class_names: Sequence[str] | None = None,
     accept_classes: bool = False,
+    new_head: bool = False,
+    seed: int = 0,
     **attributes,
 ) -> tuple[CoTNet, dict[str, dict]]:
     """Load a model and its weights.
@@ -108,6 +111,8 @@ def load(
       class_names: classes of the dataset that the logits are to be for. Where the weights know as
         many, but in another order, the logits are put into this one. None checks nothing.
       accept_classes: use weights of other classes in the order that they have.
+      new_head: replace the classifier even where it has ``num_classes`` logits.
+      seed: of the random weights of a new classifier.
       **attributes: other fields of ``CoTNet``: dtype, drop_rate, output_stride, ...
 
     Returns:
@@ -123,20 +128,20 @@ def load(
         raise TypeError(f"load() takes kind={attributes['weights']!r}, not weights=")
     read = read_weights(path, kind, model)
     variables = read.variables
-    if num_classes is not None and num_classes != read.num_classes:
-        variables = _with_new_head(variables, num_classes)
+    if num_classes is None:
+        num_classes = read.num_classes
+    if new_head or num_classes != read.num_classes:
+        variables = _with_new_head(variables, num_classes, seed)
         logging.warning(
             "%s: its classifier of %d classes is replaced by %s.",
             path,
             read.num_classes,
             f"one of {num_classes} with random weights" if num_classes else "none",
         )
-    else:
-        num_classes = read.num_classes
-        if class_names is not None:
-            variables = match_classes(
-                variables, read.class_names, class_names, weights=str(path), accept=accept_classes
-            )
+    elif class_names is not None:
+        variables = match_classes(
+            variables, read.class_names, class_names, weights=str(path), accept=accept_classes
+        )
     net = create_model(read.model, num_classes=num_classes, **read.attributes | attributes)
     if net.param_dtype != jnp.float32:
         check_values(variables, path, net.param_dtype)
@@ -170,7 +175,10 @@ def read_weights(
     else:
         return _read_torch(path, kind, model)
     if model not in (None, read.model):
-        raise WeightsError(f"{path}: holds weights of {read.model}, not of {model}")
+        raise WeightsError(
+            f"{path}: holds weights of {read.model}, not of {model}; name that model "
+            f"(--config.model.name={read.model})"
+        )
     check_values(read.variables, path)
     return read
 
@@ -488,7 +496,7 @@ def _settings(default_cfg):
     return sizes | {key: default_cfg[key] for key in _SETTINGS if key in default_cfg}
 
 
-def _with_new_head(variables: Mapping, num_classes: int) -> dict:
+def _with_new_head(variables: Mapping, num_classes: int, seed: int) -> dict:
     params = dict(variables["params"])
     head = params.pop("head", None)
     if num_classes:
@@ -496,7 +504,7 @@ def _with_new_head(variables: Mapping, num_classes: int) -> dict:
             raise WeightsError("there is no classifier to replace, so its input width is unknown")
         features = head["kernel"].shape[0]
         uniform = initializers.uniform_fan_in(features)
-        kernel_key, bias_key = jax.random.split(jax.random.key(0))
+        kernel_key, bias_key = jax.random.split(jax.random.key(seed))
         params["head"] = {
             "kernel": np.asarray(uniform(kernel_key, (features, num_classes))),
             "bias": np.asarray(uniform(bias_key, (num_classes,))),

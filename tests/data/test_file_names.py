@@ -89,11 +89,26 @@ def test_leftovers_are_no_classes_and_no_images(tmp_path, layout, capsys):
         assert words in printed
 
 
-def test_folders_deeper_than_classes_are_reported(tmp_path):
-    put(tmp_path / "source" / "train" / "cat" / "0.png")
-    put(tmp_path / "source" / "train" / "cat" / "more" / "1.png")
+@pytest.mark.parametrize("layout", ["", "train/"])
+def test_folders_inside_a_class_are_of_the_class(tmp_path, layout):
+    source = tmp_path / "source" / layout
+    put(source / "cat" / "0.png")
+    put(source / "cat" / "2019" / "0.png")
+    put(source / "cat" / "2019" / "may" / "0.png")
+    put(source / "cat" / "2019" / ".thumbnails" / "0.png")
+    put(source / "dog" / "2019" / "0.png")
+    (source / "dog" / "2019" / "again").symlink_to(source / "dog")
     assert prepare(tmp_path / "source", tmp_path / "out") == 0
-    assert "left out 1 folders inside folders" in report(tmp_path / "out")["differences"][0]
+    found = open_train(tmp_path / "out")
+    names = {found[i]["file_name"]: found.class_names[found[i]["label"]] for i in range(len(found))}
+    assert names == {
+        "cat/0.png": "cat",
+        "cat/2019/0.png": "cat",
+        "cat/2019/may/0.png": "cat",
+        "dog/2019/0.png": "dog",
+    }
+    lines = report(tmp_path / "out")["differences"]
+    assert "left out 1 links to a folder that they are in" in "\n".join(lines)
 
 
 def test_two_folders_of_one_split_are_an_error(tmp_path, capsys):

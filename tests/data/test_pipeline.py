@@ -122,6 +122,22 @@ def test_processes_share_the_same_global_batch(config, process_count):
     assert_same(joined, whole)
 
 
+def test_balanced_batches_are_the_same_for_processes_threads_and_starts(config):
+    config.data.train_split = "train[:50]+train[900:950]"
+    config.data.balanced_sampling = True
+    whole = take(config, 11)
+    config.data.num_threads = 5
+    parts = [take(config, 6, 5, process_index=index, process_count=2) for index in range(2)]
+    joined = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole[5:])
+    labels = np.concatenate([batch["label"] for batch in whole[:8]])
+    for epoch in labels.reshape(2, 96):
+        assert set(np.bincount(epoch)) <= {9, 10}
+
+
 def test_seed_changes_order_and_augmentation(config):
     first = take(config, 2)
     config.seed += 1

@@ -53,6 +53,7 @@ def assert_close_end(workdir, expected, step=STEPS):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_ten_steps_of_a_cotnet_equal_those_of_one_process(tmp_path, processes):
     flags = ["--config.epochs=1", "--config.distributed.timeout_seconds=60"]
+    flags += ["--config.schedule.warmup_epochs=0", "--config.schedule.peak=1e-4"]
     flags += ["--config.augment.randaugment=rand-m15-mstd0.5-n2"]
     options = {"small": False, "devices": processes}
     alone = run(tmp_path / "1", 1, *flags, **options)

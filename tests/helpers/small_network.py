@@ -45,6 +45,7 @@ def short_digits_config() -> ml_collections.ConfigDict:
     """A run of three epochs of four steps on the digits, for this network."""
     config = digits.get_config()
     config.epochs = 3
+    config.schedule.warmup_epochs = 1
     config.batch_size = config.eval.batch_size = 8
     config.data.image_size = 8
     config.data.train_split, config.data.eval_split = "train[:32]", "test[:12]"

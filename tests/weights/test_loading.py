@@ -311,6 +311,21 @@ def test_new_classifier(folder, caplog):
     assert equal(variables, old)
 
 
+def test_a_new_classifier_of_the_same_length_by_its_seed(folder, caplog):
+    def head(**options):
+        _, variables = loading.load(folder, num_classes=CLASSES, **options)
+        return variables["params"]["head"]
+
+    with caplog.at_level(logging.WARNING):
+        new = head(new_head=True, seed=1)
+    assert "classifier of 10 classes is replaced by one of 10 with random weights" in caplog.text
+    assert equal(head(new_head=True, seed=1), new)
+    for other in (head(), head(new_head=True, seed=2)):
+        assert not np.array_equal(other["kernel"], new["kernel"])
+    # Names of other classes are no error then.
+    assert equal(head(new_head=True, seed=1, class_names=list("abcdefghij")), new)
+
+
 def test_no_classifier(folder, caplog):
     with caplog.at_level(logging.WARNING):
         model, variables = loading.load(folder, num_classes=0)

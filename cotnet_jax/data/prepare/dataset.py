@@ -71,7 +71,11 @@ def write_dataset(plan: Plan, pool: Executor, check: bool) -> dict[Shard, ShardR
 
         futures = {
             pool.submit(
-                write, dataclasses.replace(shard, path=folder / shard.path), plan.plain_jpeg, check
+                write,
+                dataclasses.replace(shard, path=folder / shard.path),
+                plan.plain_jpeg,
+                check,
+                plan.leave_out,
             ): shard
             for shard in missing
         }
@@ -93,10 +97,13 @@ def finish(
     """Count the records on disk, write TFDS's metadata and the report, and rename the folder.
 
     Raises:
-      PrepareError: the number of records in a shard is not the planned one.
+      PrepareError: the number of records in a shard is not the one that was written, or no image of
+        a split can be decoded.
     """
     folder = plan.incomplete
-    wrong = [problem for shard in plan.shards if (problem := _shard_problem(folder, shard))]
+    lengths = {shard: shard.length - len(results[shard].left_out) for shard in plan.shards}
+    paths = {folder / shard.path: length for shard, length in lengths.items()}
+    wrong = [problem for path, length in paths.items() if (problem := _problem(path, length))]
     if wrong:
         raise PrepareError(
             f"in {folder}: " + "; ".join(wrong) + "; delete these files and run the command again"
@@ -104,6 +111,13 @@ def finish(
     by_split: dict[str, list[Shard]] = {}
     for shard in plan.shards:
         by_split.setdefault(shard.split, []).append(shard)
+    for split, shards in by_split.items():
+        if not any(lengths[shard] for shard in shards):
+            left_out = [reason for shard in shards for _, reason in results[shard].left_out]
+            raise PrepareError(
+                f"none of the {len(left_out)} images of {split} can be decoded; the first: "
+                f"{left_out[0]}"
+            )
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
         features=plan.features,
@@ -111,7 +125,7 @@ def finish(
         split_infos=[
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[shard.length for shard in shards],
+                shard_lengths=[lengths[shard] for shard in shards],
                 num_bytes=sum(results[shard].num_bytes for shard in shards),
                 filename_template=tfds.core.ShardedFileTemplate(
                     data_dir=folder,
@@ -131,14 +145,12 @@ def finish(
     files.sync_folder(plan.output.parent)
 
 
-def _shard_problem(folder: Path, shard: Shard) -> str:
+def _problem(path: Path, length: int) -> str:
     try:
-        found = num_records(folder / shard.path)
+        found = num_records(path)
     except OSError as error:
         return str(error)
-    if found == shard.length:
-        return ""
-    return f"{shard.path} has {found} records instead of {shard.length}"
+    return "" if found == length else f"{path.name} has {found} records instead of {length}"
 
 
 def _check_space(plan: Plan, results: Mapping[Shard, ShardResult]):
@@ -157,6 +169,8 @@ def _read_progress(plan: Plan, check: bool) -> dict[Shard, ShardResult]:
     """Return the results of finished shards; begin the progress file if there is none."""
     path = plan.incomplete / _PROGRESS
     head = {"fingerprint": plan.fingerprint, "check": check}
+    if plan.leave_out:
+        head["leave_out"] = True
     lines = _json_lines(path) if path.exists() else []
     if not lines:
         files.write_whole(path, json.dumps(head) + "\n")

@@ -19,7 +19,6 @@ from cotnet_jax.data.file_names import (
     is_leftover,
     left_out_lines,
     subfolders,
-    why_no_image,
 )
 from cotnet_jax.data.prepare.listing import (
     VALIDATION_FOLDERS,
@@ -96,8 +95,7 @@ def _list_validation(source: Path, listing: Listing, pool: Executor):
         listing.differences += differences
     elif folders:
         images, others = list_images(str(folders[0]))
-        reasons = [(path, why_no_image(Path(path))) for path in others]
-        listing.differences += left_out_lines(folders[0], reasons)
+        listing.differences += left_out_lines(folders[0], others)
         listing.splits["validation"] = _label_by_number(images, listing.class_names, folders[0])
 
 

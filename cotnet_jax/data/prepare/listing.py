@@ -15,12 +15,18 @@ from cotnet_jax.data.file_names import (
     as_text,
     left_out_lines,
     subfolders,
+    walk,
     why_no_image,
 )
 from cotnet_jax.data.transforms import IMAGE_SUFFIXES
 
 # Usual names of the folder with the validation split, in order of preference.
 VALIDATION_FOLDERS = ("val", "validation", "valid")
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": VALIDATION_FOLDERS,
+    "test": ("test", "testing"),
+}
 
 
 class SourceError(ValueError):
@@ -61,11 +67,17 @@ class Listing:
     differences: list[str] = dataclasses.field(default_factory=list)
 
 
-def list_folder(source: Path, pool: Executor) -> Listing:
-    """List a folder of class folders, source/CLASS/* or source/SPLIT/CLASS/*.
+def list_folder(source: Path, pool: Executor, layout: str = "") -> Listing:
+    """List a folder of class folders, source/CLASS/** or source/SPLIT/CLASS/**.
 
-    Labels follow the sorted class names of all splits. What systems and programs leave in folders,
-    links that lead nowhere and the like are left out and reported.
+    Labels follow the sorted class names of all splits; folders inside a class folder are of its
+    class. What systems and programs leave in folders, links that lead nowhere and the like are left
+    out and reported.
+
+    Args:
+      source: the folder.
+      pool: lists the classes.
+      layout: "classes" or "splits", what the folders in ``source`` are; "" decides by their names.
 
     Raises:
       SourceError: there are no images, or images where folders are expected, or two classes have
@@ -74,17 +86,11 @@ def list_folder(source: Path, pool: Executor) -> Listing:
     top = subfolders(source)
     if not top:
         raise SourceError(f"{source} has no folders; expected one folder per class")
-    nested = [path for path in top if subfolders(path)]
-    flat = [path for path in top if path not in nested]
-    if nested and flat:
+    in_splits = layout == "splits" or (not layout and _are_splits(source, top))
+    folders = {_split_name(path.name): path for path in top} if in_splits else {"train": source}
+    if in_splits and len(folders) < len(top):
         raise SourceError(
-            f"{source} mixes two layouts: {nested[0].name}/ holds folders and {flat[0].name}/ does "
-            "not; expected CLASS/* everywhere, or SPLIT/CLASS/* everywhere"
-        )
-    folders = {_split_name(path.name): path for path in nested} or {"train": source}
-    if len(folders) < len(nested):
-        raise SourceError(
-            f"{source}: several folders are of the same split ({', '.join(p.name for p in nested)} "
+            f"{source}: several folders are of the same split ({', '.join(p.name for p in top)} "
             f"give {', '.join(folders)}); merge them, or rename all but one"
         )
     names = {path.name for folder in folders.values() for path in subfolders(folder)}
@@ -95,21 +101,16 @@ def list_folder(source: Path, pool: Executor) -> Listing:
             f"other characters; found {', '.join(sorted(map(repr, names)))[:500]}"
         )
     listing = Listing({}, sorted(classes))
-    if nested:
+    if in_splits:
         listing.differences += _left_out_beside(source)
     for split, folder in folders.items():
-        images, differences = list_class_folders(folder, listing.class_names, pool)
+        images, differences = list_class_folders(folder, listing.class_names, pool, nested=True)
         listing.differences += differences
         # Files of two classes may have the same name.
         listing.splits[split] = [
             image._replace(name=f"{listing.class_names[image.label]}/{image.name}")
             for image in images
         ]
-        absent = sorted(classes - {listing.class_names[image.label] for image in images})
-        if absent:
-            listing.differences.append(
-                f"{split}: no images of {len(absent)} classes, the first {', '.join(absent[:5])}"
-            )
     empty = [split for split, images in listing.splits.items() if not images]
     if empty:
         raise SourceError(
@@ -118,10 +119,25 @@ def list_folder(source: Path, pool: Executor) -> Listing:
     return listing
 
 
+def _are_splits(source: Path, top: Sequence[Path]) -> bool:
+    """Return whether folders are splits: some are named like one, and all hold folders."""
+    nested = [path for path in top if subfolders(path)]
+    if not any(_split_name(path.name) in _SPLITS for path in nested):
+        return False
+    flat = [path for path in top if path not in nested]
+    if flat:
+        raise SourceError(
+            f"{source} mixes two layouts: {nested[0].name}/ holds folders and {flat[0].name}/ does "
+            "not; expected SPLIT/CLASS/* everywhere, or CLASS/*, or say which by "
+            "--layout=splits or --layout=classes"
+        )
+    return True
+
+
 def list_class_folders(
-    folder: Path, class_names: Sequence[str], pool: Executor
+    folder: Path, class_names: Sequence[str], pool: Executor, *, nested: bool = False
 ) -> tuple[list[ImageFile], list[str]]:
-    """List folder/CLASS/*.
+    """List folder/CLASS/*, or folder/CLASS/** if ``nested``.
 
     Returns:
       The images, and sentences on what was left out.
@@ -132,7 +148,7 @@ def list_class_folders(
     paths = subfolders(folder)
     check_classes(folder, [class_name(path.name) for path in paths], class_names)
     label_of = {name: label for label, name in enumerate(class_names)}
-    listed = pool.map(list_images, map(str, paths))
+    listed = pool.map(list_images_below if nested else list_images, map(str, paths))
     bar = tqdm(
         zip(paths, listed, strict=True),
         f"listing {as_text(folder.name)}",
@@ -140,22 +156,38 @@ def list_class_folders(
         unit=" classes",
     )
     images: list[ImageFile] = []
-    left_out: list[str] = []
+    left_out: list[tuple[str, str]] = []
     for path, (images_here, others) in bar:
         label = label_of[class_name(path.name)]
         images += [image._replace(label=label) for image in images_here]
         left_out += others
-    return images, [*_left_out_beside(folder), *_lines(folder, left_out)]
+    return images, [*_left_out_beside(folder), *left_out_lines(folder, left_out)]
 
 
-def list_images(folder: str) -> tuple[list[ImageFile], list[str]]:
-    """Return the images in a folder, without labels, and the paths of all else that is in it."""
+def list_images(folder: str) -> tuple[list[ImageFile], list[tuple[str, str]]]:
+    """Return the images in a folder, without labels, and (path, reason) of all else in it.
+
+    The reasons are those of ``file_names``.
+    """
+    return _list(folder, ((path, why_no_image(path)) for path in sorted(Path(folder).iterdir())))
+
+
+def list_images_below(folder: str) -> tuple[list[ImageFile], list[tuple[str, str]]]:
+    """Do what ``list_images`` does, for the folders inside as well.
+
+    An image's name is its path from ``folder`` on, with "/".
+    """
+    return _list(folder, walk(folder))
+
+
+def _list(folder, entries: Iterable[tuple[Path, str]]):
     images, others = [], []
-    for path in sorted(Path(folder).iterdir()):
-        if not why_no_image(path):
-            images.append(ImageFile(as_text(path.name), -1, str(path), 0, path.stat().st_size))
+    for path, reason in entries:
+        if reason:
+            others.append((str(path), reason))
         else:
-            others.append(str(path))
+            name = as_text(path.relative_to(folder).as_posix())
+            images.append(ImageFile(name, -1, str(path), 0, path.stat().st_size))
     return images, others
 
 
@@ -167,12 +199,9 @@ def class_name(folder: str) -> str:
 def _left_out_beside(folder: Path) -> Iterator[str]:
     """Yield sentences on what is in a folder beside the folders of classes or splits."""
     taken = set(subfolders(folder))
-    yield from _lines(folder, [str(path) for path in folder.iterdir() if path not in taken])
-
-
-def _lines(folder: Path, left_out: Iterable[str]) -> Iterator[str]:
+    left_out = [path for path in folder.iterdir() if path not in taken]
     # What is an image by itself is left out for its place.
-    reasons = [(path, why_no_image(Path(path)) or OUTSIDE) for path in left_out]
+    reasons = [(str(path), why_no_image(path) or OUTSIDE) for path in left_out]
     yield from left_out_lines(folder, reasons)
 
 
@@ -189,4 +218,4 @@ def check_classes(where: Path, found: Sequence[str], class_names: Sequence[str])
 
 def _split_name(folder: str) -> str:
     name = re.sub(r"\W+", "_", folder.lower())
-    return "validation" if name in VALIDATION_FOLDERS else name
+    return next((split for split, names in _SPLITS.items() if name in names), name)

@@ -30,7 +30,7 @@ class Plan:
       features: TFDS features of a record.
       shards: all files.
       num_bytes: estimated size on disk.
-      plain_jpeg: as in ``shards.write``.
+      plain_jpeg, leave_out: as in ``shards.write``.
       fingerprint: differs for other images, which an interrupted run must not be continued with.
     """
 
@@ -41,6 +41,7 @@ class Plan:
     shards: tuple[Shard, ...]
     num_bytes: int
     plain_jpeg: bool
+    leave_out: bool
     fingerprint: str
 
     @property
@@ -55,7 +56,9 @@ def plan_images(
     output: Path,
     listing: Listing,
     features: tfds.features.FeaturesDict,
+    *,
     plain_jpeg: bool,
+    leave_out: bool,
 ) -> Plan:
     """Order and divide images as TFDS does: by the hash of their names, into equal shards."""
     shards, total, fingerprint = [], 0, hashlib.sha256()
@@ -73,7 +76,15 @@ def plan_images(
         for image in images:
             fingerprint.update(f"{split} {image.name} {image.label} {image.size}\n".encode())
     return Plan(
-        name, version, output, features, tuple(shards), total, plain_jpeg, fingerprint.hexdigest()
+        name=name,
+        version=version,
+        output=output,
+        features=features,
+        shards=tuple(shards),
+        num_bytes=total,
+        plain_jpeg=plain_jpeg,
+        leave_out=leave_out,
+        fingerprint=fingerprint.hexdigest(),
     )
 
 
@@ -97,6 +108,7 @@ def plan_copy(builder: tfds.core.DatasetBuilder, output: Path) -> Plan:
         shards=tuple(shards),
         num_bytes=total,
         plain_jpeg=False,
+        leave_out=False,
         fingerprint=hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
     )
 

@@ -1,6 +1,8 @@
 """The report of a prepared dataset: as a file beside the data, and printed."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +12,66 @@ from cotnet_jax.data.prepare.shards import Shard, ShardResult
 
 FILE_NAME = "prepare_report.json"
 _MAX_PRINTED = 10
+_MAX_CLASSES = 5
 
 
 def make_report(
-    plan: Plan, results: Mapping[Shard, ShardResult], source: Path, differences: Sequence[str]
+    plan: Plan,
+    results: Mapping[Shard, ShardResult],
+    source: Path,
+    differences: Sequence[str],
+    *,
+    begun: float,
 ) -> dict[str, Any]:
     """Return the report, ready for JSON.
 
+    Args:
+      begun: when the source was listed, in seconds since 1970.
+
     Returns:
-      {"dataset": "NAME/VERSION", "source", "classes": their number, "splits", "differences"}.
-      Each split has {"images", "bytes", "shards": numbers, "reencoded": file names,
-      "undecodable": [index, file name, reason] each}.
+      {"dataset": "NAME/VERSION", "source", "begun", "fingerprint": of the plan, "classes": their
+      number, "splits", "differences"}. Each split has {"images", "bytes", "shards": numbers,
+      "images_of_class": {class: number}, empty where unknown, "reencoded": file names,
+      "undecodable": [index, file name, reason] each, "left_out": [file name, reason] each}.
     """
+    class_names = plan.features["label"].names
     splits: dict[str, dict[str, Any]] = {}
     for shard, result in results.items():
         split = splits.setdefault(
             shard.split,
-            {"images": 0, "bytes": 0, "shards": 0, "reencoded": [], "undecodable": []},
+            {
+                "images": 0,
+                "bytes": 0,
+                "shards": 0,
+                "images_of_class": Counter(),
+                "reencoded": [],
+                "undecodable": [],
+                "left_out": [],
+            },
         )
-        split["images"] += shard.length
+        left_out = {name for name, _ in result.left_out}
+        split["images"] += shard.length - len(left_out)
         split["bytes"] += result.num_bytes
         split["shards"] += 1
+        split["images_of_class"].update(
+            class_names[image.label] for image in shard.images if image.name not in left_out
+        )
         split["reencoded"] = sorted([*split["reencoded"], *result.reencoded])
         split["undecodable"] += [list(entry) for entry in result.undecodable]
+        split["left_out"] += [list(entry) for entry in result.left_out]
     return {
         "dataset": f"{plan.name}/{plan.version}",
         "source": str(source),
-        "classes": plan.features["label"].num_classes,
+        "begun": begun,
+        "fingerprint": plan.fingerprint,
+        "classes": len(class_names),
         "splits": splits,
-        "differences": list(differences),
+        "differences": [*differences, *_absent_classes(splits, class_names)],
     }
 
 
 def print_report(report: Mapping[str, Any], output: Path, imagenet_dir: Path | None) -> None:
-    """Print the report and the command that trains on the dataset.
+    """Print the report and a command that trains on the dataset.
 
     Args:
       report: from ``make_report``.
@@ -51,37 +79,69 @@ def print_report(report: Mapping[str, Any], output: Path, imagenet_dir: Path | N
       imagenet_dir: the folder in which TFDS finds the dataset by ImageNet's name; None if the
         dataset is not ImageNet and is found by its folder.
     """
-    print(f"\n{report['dataset']}, {report['classes']} classes, in {output}")
+    splits = report["splits"].values()
+    classes = sorted({name for split in splits for name in split["images_of_class"]})
+    more = ", ..." if len(classes) > _MAX_CLASSES else ""
+    names = f" ({', '.join(classes[:_MAX_CLASSES])}{more})" if classes else ""
+    print(f"\n{report['dataset']}, {report['classes']} classes{names}, in {output}")
     for name, split in report["splits"].items():
-        undecodable = split["undecodable"]
-        print(
-            f"  {name}: {split['images']:,} images, {split['bytes'] / 1e9:.2f} GB in "
-            f"{split['shards']} files; {len(split['reencoded'])} converted to RGB JPEG, "
-            f"{len(undecodable)} undecodable"
-        )
-        for index, file_name, reason in undecodable[:_MAX_PRINTED]:
-            print(f"    {name}[{index}] {file_name}: {reason}")
-        if len(undecodable) > _MAX_PRINTED:
-            print(f"    and {len(undecodable) - _MAX_PRINTED} more")
+        print(f"  {name}: {_split_text(split)}")
+        for index, file_name, reason in split["undecodable"][:_MAX_PRINTED]:
+            print(f"    undecodable: {name}[{index}] {file_name}: {reason}")
+        for file_name, reason in split["left_out"][:_MAX_PRINTED]:
+            print(f"    left out, undecodable: {file_name}: {reason}")
+        left = max(0, len(split["undecodable"]) + len(split["left_out"]) - _MAX_PRINTED)
+        if left:
+            print(f"    and {left} more")
     for difference in report["differences"]:
         print(f"  DIFFERS: {difference}")
     print(f"The whole report is in {output / FILE_NAME}")
     if imagenet_dir:
-        flags = [f"--config.data.data_dir={imagenet_dir}"]
-    else:
-        flags = [f"--config.data.name={output}", *_split_flags(list(report["splits"]))]
-    print(
-        "Train on it:\n"
-        f"  {command_line.command('train')} --config=cotnet50 --workdir=DIR {' '.join(flags)}"
+        print("Train on it:")
+        data_dir = f"--config.data.data_dir={imagenet_dir}"
+        _print_command("cotnet50", data_dir, "--workdir=runs/imagenet")
+        return
+    name = report["dataset"].split("/")[0]
+    dataset = [f"--config.data.name={output}", *_split_options(list(report["splits"]))]
+    print("Fine-tune weights on it, here converted ones (docs/finetuning.md):")
+    _print_command("finetune", "--weights=weights/cotnet50", *dataset, f"--workdir=runs/{name}")
+
+
+def _split_text(split: Mapping[str, Any]) -> str:
+    of_class = sorted(split["images_of_class"].values())
+    of_class = f", {of_class[0]:,} to {of_class[-1]:,} of a class" if of_class else ""
+    size, unit = next(
+        (split["bytes"] / size, unit)
+        for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+        if split["bytes"] >= size or unit == "kB"
+    )
+    return (
+        f"{split['images']:,} images{of_class}, {size:,.1f} {unit} in {split['shards']} files; "
+        f"{len(split['reencoded'])} converted to RGB JPEG, "
+        f"{len(split['undecodable']) + len(split['left_out'])} undecodable"
     )
 
 
-def _split_flags(splits: Sequence[str]) -> list[str]:
-    """Return the flags that choose the splits for training and evaluation."""
+def _absent_classes(splits: Mapping[str, Any], class_names: Sequence[str]) -> Iterator[str]:
+    for name, split in splits.items():
+        absent = [each for each in class_names if each not in split["images_of_class"]]
+        if absent and split["images_of_class"]:
+            first = ", ".join(absent[:_MAX_CLASSES])
+            yield f"{name}: no images of {len(absent)} classes, the first {first}"
+
+
+def _print_command(config: str, *options: str) -> None:
+    print(f"  {command_line.command('train')} {shlex.join([f'--config={config}', *options])}")
+
+
+def _split_options(splits: Sequence[str]) -> list[str]:
+    """Return the options that choose the splits for training and evaluation."""
     if {"train", "validation"} <= set(splits):
         return []
     if len(splits) == 1:
-        train, evaluation = f"'{splits[0]}[:90%]'", f"'{splits[0]}[90%:]'"
+        train, evaluation = f"{splits[0]}[:90%]", f"{splits[0]}[90%:]"
     else:
-        train = evaluation = "SPLIT"
+        train = "train" if "train" in splits else splits[0]
+        others = [split for split in splits if split != train]
+        evaluation = next((s for s in ("validation", "test") if s in others), others[0])
     return [f"--config.data.train_split={train}", f"--config.data.eval_split={evaluation}"]

@@ -30,7 +30,7 @@ class Shard:
       path: of the finished file.
       split: the split that the file belongs to.
       first: index of the first record in the split.
-      length: number of records.
+      length: number of records, with the images that are left out as undecodable.
       images: the images in order; () if a TFRecord file is copied.
       tfrecord: path of the TFRecord file to copy, or "".
     """
@@ -50,22 +50,25 @@ class ShardResult:
     Attributes:
       num_bytes: size of all records together.
       reencoded: file names of the images that were converted to RGB JPEG.
-      undecodable: (index in the split, file name, reason) of the images that cannot be decoded;
-        they are stored unchanged.
+      undecodable: (index in the split, file name, reason) of the images that cannot be decoded and
+        are stored unchanged.
+      left_out: (file name, reason) of those that are not stored.
     """
 
     num_bytes: int = 0
     reencoded: list[str] = dataclasses.field(default_factory=list)
     undecodable: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
+    left_out: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
-def write(shard: Shard, plain_jpeg: bool, check: bool) -> ShardResult:
+def write(shard: Shard, plain_jpeg: bool, check: bool, leave_out: bool) -> ShardResult:
     """Write a shard to a temporary file and rename it.
 
     Args:
       shard: what to write.
       plain_jpeg: convert what is not RGB or grey JPEG to RGB JPEG, as TFDS's imagenet2012 does.
       check: decode every image to find those that cannot be decoded.
+      leave_out: do not store those.
 
     Raises:
       OSError: a file cannot be read or written, or the number of records is wrong; the shard's
@@ -78,7 +81,7 @@ def write(shard: Shard, plain_jpeg: bool, check: bool) -> ShardResult:
         records = (
             _copy_records(shard, check, result)
             if shard.tfrecord
-            else _make_records(shard, plain_jpeg, check, result)
+            else _make_records(shard, plain_jpeg, check, leave_out, result)
         )
         count = 0
         for record in records:
@@ -87,8 +90,8 @@ def write(shard: Shard, plain_jpeg: bool, check: bool) -> ShardResult:
             count += 1
     finally:
         writer.close()
-    if count != shard.length:
-        raise OSError(f"{shard.tfrecord or shard.path}: {count} records instead of {shard.length}")
+    if count != (expected := shard.length - len(result.left_out)):
+        raise OSError(f"{shard.tfrecord or shard.path}: {count} records instead of {expected}")
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, shard.path)
@@ -107,16 +110,19 @@ def image_features(class_names: Sequence[str], jpeg: bool) -> tfds.features.Feat
 
 
 def _make_records(
-    shard: Shard, plain_jpeg: bool, check: bool, result: ShardResult
+    shard: Shard, plain_jpeg: bool, check: bool, leave_out: bool, result: ShardResult
 ) -> Iterator[bytes]:
     """Yield the serialized examples of image files."""
     serializer = _serializer()
     with _FileReader() as reader:
         for index, image in enumerate(shard.images, shard.first):
             data = reader.read(image)
-            stored, error = _convert(data, plain_jpeg, check)
+            stored, error = convert(data, plain_jpeg, check)
             if stored is not data:
                 result.reencoded.append(image.name)
+            if error and leave_out:
+                result.left_out.append((image.name, error))
+                continue
             if error:
                 result.undecodable.append((index, image.name, error))
             example = {"image": stored, "label": image.label, "file_name": image.name}
@@ -140,14 +146,14 @@ def _copy_records(shard: Shard, check: bool, result: ShardResult) -> Iterator[by
             ) from error
         if check:
             example = parser.parse_example(record)
-            _, decode_error = _convert(example["image"], plain_jpeg=False, check=True)
+            _, decode_error = convert(example["image"], plain_jpeg=False, check=True)
             if decode_error:
                 name = example["file_name"].decode()
                 result.undecodable.append((index, name, decode_error))
         yield record
 
 
-def _convert(data: bytes, plain_jpeg: bool, check: bool) -> tuple[bytes, str]:
+def convert(data: bytes, plain_jpeg: bool, check: bool) -> tuple[bytes, str]:
     """Return the bytes to store for an image, and why it cannot be decoded ("" if it can)."""
     convert = plain_jpeg and not _is_plain_jpeg(data)
     if not (convert or check):
