@@ -25,6 +25,7 @@ ROOMS = (
     "weights",
     "training",
     "predictor",
+    "export",
     "tools",
     "commands",
     "predict",

@@ -12,5 +12,6 @@ SUMMARIES = {
     "evaluate": "Measure the accuracy of a run or of given weights.",
     "predict": "Classify images.",
     "convert": "Convert PyTorch weights for JAX, and back.",
+    "export": "Write a network for ONNX Runtime, or for JAX alone.",
     "benchmark": "Measure the speed of a training step.",
 }

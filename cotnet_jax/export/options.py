@@ -1,11 +1,11 @@
 """What a file is to contain, and the description that it carries."""
 
 import dataclasses
-import importlib.metadata
 import math
 from typing import Any
 
 from cotnet_jax.predictor import Predictor
+from cotnet_jax.version import __version__
 
 FORMAT = "cotnet_jax export 1"
 INPUT = "images"
@@ -88,5 +88,5 @@ def describe(predictor: Predictor, options: Options) -> dict[str, Any]:
         "std": list(preparation.std),
         "preprocess": options.preprocess,
         "fold": options.fold,
-        "version": importlib.metadata.version("cotnet_jax"),
+        "version": __version__,
     }

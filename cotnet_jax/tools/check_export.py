@@ -10,6 +10,7 @@ against JAX in float32. Exits with 1 if any is above 1e-4.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -120,7 +121,10 @@ def _run_stablehlo(file, images):
     np.save(inputs, images)
     # -I: the folder that it is started in is not searched for packages either.
     command = [sys.executable, "-I", "-c", _LOAD_AND_RUN, file, inputs, outputs]
-    subprocess.run([*map(str, [*command, *BATCH_SIZES])], check=True)
+    flags = " ".join(f"--{name}={value}" for name, value in FAST_COMPILATION.items())
+    subprocess.run(
+        [*map(str, [*command, *BATCH_SIZES])], check=True, env=os.environ | {"XLA_FLAGS": flags}
+    )
     with np.load(outputs) as results:
         return [results[name] for name in results.files]
 

@@ -1,4 +1,4 @@
-"""``python -m cotnet_jax.export``: write a network for ONNX Runtime or JAX alone."""
+"""``cotnet-export``: write a network for ONNX Runtime, or for JAX without this package."""
 
 import pathlib
 import sys
@@ -10,8 +10,9 @@ from cotnet_jax import command_line
 from cotnet_jax.export import formats
 
 EXAMPLES = (
-    "python -m cotnet_jax.export --weights=cotnet50.pth.tar --output=cotnet50.onnx --preprocess",
-    "python -m cotnet_jax.export --weights=runs/digits --output=digits.stablehlo --fold",
+    "cotnet-export --weights=cotnet50.pth.tar --output=cotnet50.onnx --preprocess",
+    "cotnet-export --weights=weights/cotnet50 --output=cotnet50.onnx --fold --batch_size=1",
+    "cotnet-export --weights=runs/digits --output=digits.stablehlo --logits",
 )
 NOTES = """
 Without --preprocess a file takes float32 images [N, size, size, 3], normalised; with it uint8
@@ -105,7 +106,3 @@ def make_parser() -> command_line.Parser:
         help="Names of the classes, one on each line; by default those of the weights.",
     )
     return parser
-
-
-if __name__ == "__main__":
-    main()
