@@ -14,10 +14,11 @@ from cotnet_jax.version import __version__ as __version__
 
 # Each is imported when it is first used: JAX, Flax and Orbax take seconds, and `--help` none.
 with _epy.lazy_api_imports(globals()):
-    from cotnet_jax import configs, layers, models, reports, weights
+    from cotnet_jax import configs, export, layers, models, reports, weights
     from cotnet_jax.layers import CoTLayer, local_aggregation
     from cotnet_jax.models.contexts import cot_contexts
     from cotnet_jax.models.cotnet import create_model, list_models
+    from cotnet_jax.models.folding import fold_batch_norm
     from cotnet_jax.predictor import Predictor
     from cotnet_jax.weights import from_torch_state_dict, load, to_torch_state_dict
 
@@ -28,6 +29,8 @@ __all__ = [
     "configs",
     "cot_contexts",
     "create_model",
+    "export",
+    "fold_batch_norm",
     "from_torch_state_dict",
     "layers",
     "list_models",

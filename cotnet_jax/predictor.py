@@ -37,9 +37,11 @@ class Predictor:
 
     Attributes:
       model: the ``CoTNet``.
+      model_name: one of ``list_models()``.
       variables: its {"params", "batch_stats"}, on the device.
       names: names of the classes, in the order of the logits.
       settings: evaluation settings: image_size in pixels, crop, interpolation, mean, std.
+      kind, source: of the weights, as in ``Weights``.
       notes: report of what was read, one line each.
 
     Args:
@@ -67,7 +69,10 @@ class Predictor:
             )
         check_weights(weights.variables)
         self.settings = weights.settings
+        self.kind = weights.kind
+        self.source = weights.source
         self.notes = weights.notes
+        self.model_name = weights.model
         self.model = create_model(
             weights.model, num_classes=weights.num_classes, **weights.attributes
         )

@@ -26,6 +26,7 @@ ROOMS = (
     "training",
     "reports",
     "predictor",
+    "export",
     "tools",
     "commands",
     "predict",

@@ -13,5 +13,6 @@ SUMMARIES = {
     "plot": "Draw the curves of a run, or compare runs.",
     "predict": "Classify images.",
     "convert": "Convert PyTorch weights for JAX, and back.",
+    "export": "Write a network for ONNX Runtime, or for JAX alone.",
     "benchmark": "Measure the speed of a training step.",
 }

@@ -214,7 +214,7 @@ class CoTNet(nn.Module):
         self.sow("intermediates", "stem_features", x)
         if not self.variant.stem_width:
             x = pooling.max_pool_3x3(x, 2)
-        for stage, blocks in enumerate(self._blocks()):
+        for stage, blocks in enumerate(self.bottlenecks()):
             for index, block in enumerate(blocks):
                 name = f"stage{stage + 1}_block{index}"
                 x = Bottleneck(**block, conv=conv, norm=norm, cot=cot, name=name)(x, train)
@@ -233,7 +233,7 @@ class CoTNet(nn.Module):
             name="head",
         )(x)
 
-    def _blocks(self):
+    def bottlenecks(self):
         """Return, for each stage, the attributes of its bottlenecks."""
         v = self.variant
         last_block = max(sum(v.blocks) - 1, 1)
