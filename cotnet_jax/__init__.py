@@ -18,6 +18,7 @@ with _epy.lazy_api_imports(globals()):
     from cotnet_jax.layers import CoTLayer, local_aggregation
     from cotnet_jax.models.contexts import cot_contexts
     from cotnet_jax.models.cotnet import create_model, list_models
+    from cotnet_jax.models.grad_cam import grad_cam
     from cotnet_jax.predictor import Predictor
     from cotnet_jax.weights import from_torch_state_dict, load, to_torch_state_dict
 
@@ -29,6 +30,7 @@ __all__ = [
     "cot_contexts",
     "create_model",
     "from_torch_state_dict",
+    "grad_cam",
     "layers",
     "list_models",
     "load",
