@@ -3,6 +3,7 @@
 # make test-all  runs the slow ones too
 # make lint      checks style, format and types
 # make docs      builds the documentation into build/docs
+# make drawings  draws the pictures of docs/cot_layer.md again
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the virtual environment.
 
@@ -21,7 +22,7 @@ PYTEST_FLAGS := -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-re
 TESTS := $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-kernels test-end-to-end test-all test-durations lint format docs clean
+.PHONY: help demo test test-unit test-kernels test-end-to-end test-all test-durations lint format docs drawings clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -59,6 +60,9 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-docs
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --fresh-env docs build/docs
+
+drawings: $(VENV)/.installed-test
+	$(VENV)/bin/python docs/draw_cot_layer.py
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache

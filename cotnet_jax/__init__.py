@@ -19,6 +19,7 @@ with _epy.lazy_api_imports(globals()):
     from cotnet_jax.models.contexts import cot_contexts
     from cotnet_jax.models.cotnet import create_model, list_models
     from cotnet_jax.models.folding import fold_batch_norm
+    from cotnet_jax.models.grad_cam import grad_cam
     from cotnet_jax.predictor import Predictor
     from cotnet_jax.weights import from_torch_state_dict, load, to_torch_state_dict
 
@@ -32,6 +33,7 @@ __all__ = [
     "export",
     "fold_batch_norm",
     "from_torch_state_dict",
+    "grad_cam",
     "layers",
     "list_models",
     "load",

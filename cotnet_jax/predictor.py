@@ -18,6 +18,7 @@ from cotnet_jax.data.normalize import normalize
 from cotnet_jax.data.transforms import IMAGE_SUFFIXES
 from cotnet_jax.models.contexts import CoTContexts, cot_contexts
 from cotnet_jax.models.cotnet import create_model
+from cotnet_jax.models.grad_cam import grad_cam
 from cotnet_jax.weights import Kind, Weights, read_weights
 
 # The largest image that is decoded, as 16-bit RGBA without compression.
@@ -164,6 +165,24 @@ class Predictor:
         See ``cot_contexts`` for the arrays.
         """
         return cot_contexts(self.model, self.variables, self._normalize(images))[1]
+
+    def grad_cam(
+        self, images: np.ndarray, layer: str, classes: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Return where a layer's output speaks for a class, [N, h, w], for prepared images.
+
+        Args:
+          images: [N, size, size, 3], as ``prepare`` returns them.
+          layer: a key of ``look_inside``, or the path of another layer, as in
+            ``cotnet_jax.grad_cam``.
+          classes: index of the class for each image; None takes its likeliest one.
+
+        Raises:
+          ValueError: as ``cotnet_jax.grad_cam``.
+        """
+        index = None if classes is None else np.asarray(classes)
+        maps = grad_cam(self.model, self.variables, self._normalize(images), layer, index)
+        return np.asarray(maps)
 
     def _compute(self, images):
         return np.asarray(self._apply(self.variables, images))

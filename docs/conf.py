@@ -19,6 +19,8 @@ release = importlib.metadata.version("cotnet_jax")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["performance/*"]
 myst_heading_anchors = 3
+# ```math is an equation, on GitHub as well.
+myst_fence_as_directive = ["math"]
 
 html_theme = "furo"
 html_title = f"cotnet_jax {release}"

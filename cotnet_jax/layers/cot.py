@@ -2,7 +2,8 @@
 
 Li et al., "Contextual Transformer Networks for Visual Recognition", arXiv 2107.12292, section 3.2
 and figure 2(b). The two contexts are fused as in the authors' code, by selective-kernel attention
-(Li et al., "Selective Kernel Networks", arXiv 1903.06586, section 3.1).
+(Li et al., "Selective Kernel Networks", arXiv 1903.06586, section 3.1). docs/cot_layer.md explains
+each step, with drawings.
 """
 
 import functools
