@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from cotnet_jax.checkpoint.workdir import Workdir
-from cotnet_jax.config import flatten, restore
+from cotnet_jax.config import expand_paths, flatten, restore
 from cotnet_jax.configs import default
 from cotnet_jax.data.sources import find_evaluation_split
 from cotnet_jax.weights.loading import read_settings, run_of
@@ -67,7 +67,7 @@ def evaluation_config(
         config.data.eval_split = split
     elif data and "data.eval_split" not in fields:
         config.data.eval_split = find_evaluation_split(config.data)
-    return config
+    return expand_paths(config)
 
 
 def _config_of(run: Workdir) -> ml_collections.ConfigDict:

@@ -145,7 +145,10 @@ class RealLabels:
 
 
 class Confusion:
-    """Images of each label by their top class, and the mean accuracy of the classes in percent."""
+    """Images of each label by their top class, and the mean accuracy of the classes in percent.
+
+    Takes 4 bytes for each pair of classes on every device: 4 MB for 1,000.
+    """
 
     name = "confusion"
 

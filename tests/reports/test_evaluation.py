@@ -152,7 +152,13 @@ def test_other_data_than_the_run_s_own(run):
     assert not any(path.name.startswith("12-synth") for path in run.rglob("*"))
 
 
-def test_many_checkpoints_make_one_table(run, tmp_path):
+def test_many_checkpoints_make_one_table(run, tmp_path, monkeypatch):
+    set_up, setups = evaluation.set_up_evaluation, []
+    monkeypatch.setattr(
+        evaluation,
+        "set_up_evaluation",
+        lambda config, **how: setups.append(config) or set_up(config, **how),
+    )
     paths = evaluation.checkpoints_of(run)
     assert [path.name for path in paths] == ["8", "12"]
     configs = [config_of(weights=path) for path in paths]
@@ -162,6 +168,8 @@ def test_many_checkpoints_make_one_table(run, tmp_path):
     configs.insert(2, config_of(weights=run / "checkpoints" / "9"))
     with pytest.raises(ValueError, match=r"(?s)^1 of 5 weights .* 9.*others are in .*csv"):
         evaluation.evaluate_each(configs, output=tmp_path / "tables")
+    # The last three share one network and one set of workers.
+    assert len(setups) == 3
     (path,) = (tmp_path / "tables").iterdir()
     assert path.name == "table-digits-test_to12.csv"
     rows = list(csv.DictReader(path.open()))
