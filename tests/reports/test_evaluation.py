@@ -27,10 +27,11 @@ def small():
 
 @pytest.fixture(scope="module")
 def run(small, tmp_path_factory):
-    """The workdir of a run with checkpoints of the steps 8 and 12."""
+    """The workdir of a run with checkpoints of the steps 4, 8 and 12."""
     config = short_digits_config()
     # What a run started from is not what is evaluated.
     config.accept_classes, config.eval.batch_size = True, 6
+    config.checkpoint.keep_best = 3
     workdir = tmp_path_factory.mktemp("run")
     loop.train(config, workdir)
     return workdir
@@ -160,7 +161,8 @@ def test_many_checkpoints_make_one_table(run, tmp_path, monkeypatch):
         lambda config, **how: setups.append(config) or set_up(config, **how),
     )
     paths = evaluation.checkpoints_of(run)
-    assert [path.name for path in paths] == ["8", "12"]
+    assert [path.name for path in paths] == ["4", "8", "12"]
+    paths = paths[1:]
     configs = [config_of(weights=path) for path in paths]
     configs.append(config_of(weights=run / "checkpoints" / "12", kind="raw"))
     # Another setting in between, and weights that are not there.
