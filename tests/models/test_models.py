@@ -249,7 +249,7 @@ def test_initial_weights(tiny):
 
 def test_drop_path_rises_linearly_over_the_blocks():
     model = cotnet_jax.create_model("cotnet50", drop_path_rate=0.15)
-    rates = [block["drop_path_rate"] for stage in model._blocks() for block in stage]
+    rates = [block["drop_path_rate"] for stage in model.bottlenecks() for block in stage]
     np.testing.assert_allclose(rates, 0.15 * np.arange(16) / 15)
 
 
