@@ -1,9 +1,9 @@
-"""Classify images: a network with its preprocessing and the names of its classes."""
+"""Classify or embed images: a network with its preprocessing and the names of its classes."""
 
 import concurrent.futures
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from cotnet_jax import files
 from cotnet_jax.checkpoint.weight_values import check_weights
 from cotnet_jax.data import class_names, file_names, imagenet, transforms
 from cotnet_jax.data.normalize import normalize
+from cotnet_jax.data.pixels import check_pixels, check_prepared
 from cotnet_jax.data.transforms import IMAGE_SUFFIXES
 from cotnet_jax.models.contexts import CoTContexts, cot_contexts
 from cotnet_jax.models.cotnet import create_model
@@ -24,13 +25,15 @@ from cotnet_jax.weights import Kind, Weights, read_weights
 # The largest image that is decoded, as 16-bit RGBA without compression.
 _MAX_BYTES = 8 * transforms.MAX_PIXELS
 _NOT_FINITE = (
-    "the network's probabilities are not finite: its weights are, but are so large that its sums "
-    "overflow"
+    "the network's {} are not finite: its weights are, but are so large that its sums overflow"
+)
+_NO_CLASSIFIER = (
+    "these weights have no classifier, so they cannot classify images; embed() gives their features"
 )
 
 
 class PredictionError(ValueError):
-    """The probabilities of some images are not finite; the message says of which."""
+    """What was computed of some images is not finite; the message says of which."""
 
 
 class Predictor:
@@ -40,7 +43,7 @@ class Predictor:
       model: the ``CoTNet``.
       model_name: one of ``list_models()``.
       variables: its {"params", "batch_stats"}, on the device.
-      names: names of the classes, in the order of the logits.
+      names: names of the classes, in the order of the logits; () without a classifier.
       settings: evaluation settings: image_size in pixels, crop, interpolation, mean, std.
       kind, source: of the weights, as in ``Weights``.
       notes: report of what was read, one line each.
@@ -51,13 +54,11 @@ class Predictor:
         1,000 classes, else "class 0", "class 1", ...
 
     Raises:
-      ValueError: the weights have no classifier, are not for RGB images, have another number of
-        classes than there are names, or hold values that are no usable numbers.
+      ValueError: the weights are not for RGB images, have another number of classes than there
+        are names, or hold values that are no usable numbers.
     """
 
     def __init__(self, weights: Weights, names: Sequence[str] | None = None):
-        if not weights.num_classes:
-            raise ValueError("these weights have no classifier, so they cannot classify images")
         if weights.input_channels != 3:
             raise ValueError(
                 f"these weights are for images of {weights.input_channels} channels, not of 3"
@@ -78,7 +79,8 @@ class Predictor:
             weights.model, num_classes=weights.num_classes, **weights.attributes
         )
         self.variables = jax.device_put(weights.variables)
-        self._apply = jax.jit(self._probabilities)
+        self._classify = jax.jit(self._probabilities)
+        self._embed = jax.jit(self._features)
 
     @classmethod
     def load(
@@ -112,16 +114,14 @@ class Predictor:
 
         Raises:
           OSError, transforms.DecodeError, MemoryError: the image cannot be read, or is too large.
-          ValueError: the pixels have another dtype or shape.
+          ValueError, TypeError: it is another object, or its pixels have another dtype or shape;
+            the message says what to type.
         """
         if isinstance(image, (str, os.PathLike)):
             image = _read_file(image)
         if isinstance(image, bytes):
             image = transforms.decode(image, exif_orientation=True)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(
-                f"pixels must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}"
-            )
+        image = check_pixels(image)
         return transforms.eval_transform(
             image,
             self.settings["image_size"],
@@ -136,19 +136,20 @@ class Predictor:
           images: values 0..255 of any dtype, as ``prepare`` returns them.
 
         Raises:
-          ValueError: an image has a value that is not finite.
+          ValueError: there is no classifier, the images have another shape or scale, or an image
+            has a value that is not finite.
           PredictionError: probabilities are not finite, as the network's sums overflow.
         """
-        pixels = np.asarray(images)
-        # XLA's code for CPUs can lose a NaN on its way through the network.
-        wrong = np.flatnonzero(~np.isfinite(pixels).all(axis=tuple(range(1, pixels.ndim))))
-        if wrong.size:
-            raise ValueError(f"images {wrong.tolist()} have values that are not finite")
-        probabilities = self._compute(images)
-        wrong = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
-        if wrong.size:
-            raise PredictionError(f"images {wrong.tolist()}: {_NOT_FINITE}")
-        return probabilities
+        self._require_classifier()
+        return self._compute(self._classify, images, "probabilities")
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Return the pooled features [N, channels], float32, of prepared images [N, size, size, 3].
+
+        They are what the classifier takes; weights without one have them too. Arguments and errors
+        are those of a call.
+        """
+        return self._compute(self._embed, images, "features")
 
     def classify(self, images: np.ndarray, top: int = 5) -> list[list[dict[str, Any]]]:
         """Return the likeliest classes of prepared images, [N, size, size, 3].
@@ -164,6 +165,7 @@ class Predictor:
 
         See ``cot_contexts`` for the arrays.
         """
+        images = check_prepared(images)
         return cot_contexts(self.model, self.variables, self._normalize(images))[1]
 
     def grad_cam(
@@ -181,15 +183,27 @@ class Predictor:
           ValueError: as ``cotnet_jax.grad_cam``.
         """
         index = None if classes is None else np.asarray(classes)
+        images = check_prepared(images)
         maps = grad_cam(self.model, self.variables, self._normalize(images), layer, index)
         return np.asarray(maps)
 
-    def _compute(self, images):
-        return np.asarray(self._apply(self.variables, images))
+    def _compute(self, function, images, what):
+        rows = np.asarray(function(self.variables, check_prepared(images)))
+        wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if wrong.size:
+            raise PredictionError(f"images {wrong.tolist()}: {_NOT_FINITE.format(what)}")
+        return rows
+
+    def _require_classifier(self):
+        if not self.names:
+            raise ValueError(_NO_CLASSIFIER)
 
     def _probabilities(self, variables, images):
         logits: Any = self.model.apply(variables, self._normalize(images))
         return jax.nn.softmax(logits)
+
+    def _features(self, variables, images):
+        return self.model.clone(num_classes=0).apply(variables, self._normalize(images))
 
     def _normalize(self, images):
         return normalize(
@@ -216,17 +230,44 @@ class Predictor:
         Yields:
           {"path", "top": [{"class", "name", "probability"}, ...]}, the likeliest first, or
           {"path", "error"} for a file that cannot be read, or whose probabilities are not finite.
+
+        Raises:
+          ValueError: there is no classifier.
         """
+        self._require_classifier()
+        for path, row in self._of_files(self._classify, paths, batch_size, "probabilities"):
+            result = {"error": row} if isinstance(row, str) else {"top": self._top(row, top)}
+            yield {"path": str(path), **result}
+
+    def embed_files(self, paths: Sequence, batch_size: int = 32) -> Iterator[dict[str, Any]]:
+        """Read image files, in order, and compute their pooled features.
+
+        Args:
+          paths: the files.
+          batch_size: images embedded together.
+
+        Yields:
+          {"path", "embedding": float32 [channels]}, or {"path", "error"} for a file that cannot be
+          read, or whose features are not finite.
+        """
+        for path, row in self._of_files(self._embed, paths, batch_size, "features"):
+            yield {"path": str(path), "error" if isinstance(row, str) else "embedding": row}
+
+    def _of_files(
+        self, function: Callable, paths: Sequence, batch_size: int, what: str
+    ) -> Iterator[tuple[Any, np.ndarray | str]]:
+        """Yield each file with its row of what a function computes, or with what is wrong."""
         batch_size = min(batch_size, len(paths))
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            # Decode the next batch while this one is classified.
-            batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+            # Decode the next batch while this one is computed.
+            batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size or 1)]
             ahead = self._start(pool, batches[0]) if batches else []
             for index, batch in enumerate(batches):
                 prepared = [future.result() for future in ahead]
                 if index + 1 < len(batches):
                     ahead = self._start(pool, batches[index + 1])
-                yield from self._classify(batch, prepared, top, batch_size)
+                rows = self._of_batch(function, prepared, batch_size, what)
+                yield from zip(batch, rows, strict=True)
 
     def _start(self, pool, paths):
         return [pool.submit(self._try, path) for path in paths]
@@ -239,22 +280,20 @@ class Predictor:
         except (OSError, ValueError) as error:
             return str(error)
 
-    def _classify(self, paths, prepared, top, batch_size):
+    def _of_batch(self, function, prepared, batch_size, what):
+        """Return the row of each image, or what is wrong with it."""
         size = self.settings["image_size"]
         # Pad the last batch, so that one shape is compiled.
         images = np.zeros((batch_size, size, size, 3), np.uint8)
         for row, image in enumerate(prepared):
             if not isinstance(image, str):
                 images[row] = image
-        probabilities = self._compute(images)
-        for path, image, row in zip(paths, prepared, probabilities, strict=False):
-            error = image if isinstance(image, str) else None
-            if error is None and not np.isfinite(row).all():
-                error = _NOT_FINITE
-            if error is not None:
-                yield {"path": str(path), "error": error}
-                continue
-            yield {"path": str(path), "top": self._top(row, top)}
+        computed = np.asarray(function(self.variables, images))
+        for index, row in enumerate(computed[: len(prepared)]):
+            if isinstance(prepared[index], str):
+                yield prepared[index]
+            else:
+                yield row if np.isfinite(row).all() else _NOT_FINITE.format(what)
 
 
 def find_images(paths: Iterable) -> list[pathlib.Path]:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -324,6 +325,77 @@ def test_command_errors(tmp_path):
         1,
         "error: --which is called --kind=ema|raw now\n",
     )
+
+
+def test_embeddings(folder, images, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8broken")
+    weird = tmp_path / os.fsdecode(b"\xff.png")
+    weird.write_bytes((images / "a.png").read_bytes())
+    output = tmp_path / "out.npy"
+    arguments = [f"--weights={folder}", f"--embeddings={output}", "--batch_size=2"]
+    with pytest.raises(SystemExit) as stopped:
+        predict.main([*arguments, str(images), str(broken), str(weird)])
+    assert str(stopped.value).startswith("error: 1 of 7 images could not be embedded:\n  ")
+    assert f"{broken}: " in str(stopped.value)
+    features = np.load(output)
+    paths = json.loads((tmp_path / "out.json").read_text())
+    assert paths == [*map(str, find_images([images])), str(weird)]
+    assert (features.shape, features.dtype) == ((6, 512), np.float32)
+    np.testing.assert_array_equal(features[0], features[5])
+    # They are what the classifier takes.
+    predictor = Predictor.load(folder)
+    batch = np.stack([predictor.prepare(path) for path in paths[:2]])
+    np.testing.assert_allclose(predictor.embed(batch), features[:2], rtol=1e-5)
+    head = predictor.variables["params"]["head"]
+    expected = jax.nn.softmax(features[:2] @ head["kernel"] + head["bias"])
+    np.testing.assert_allclose(predictor(batch), expected, rtol=1e-4)
+    assert f"6 rows of features are in {output}" in capsys.readouterr().out
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_embeddings_of_weights_without_a_classifier(folder, images):
+    read = loading.read_weights(folder)
+    del read.variables["params"]["head"]
+    predictor = Predictor(read)
+    (result,) = predictor.embed_files([images / "a.png"])
+    assert result["embedding"].shape == (512,)
+    batch = predictor.prepare(images / "a.png")[None]
+    for classify in (predictor, predictor.classify):
+        with pytest.raises(ValueError, match=r"no classifier, .*; embed\(\) gives their features"):
+            classify(batch)
+    with pytest.raises(ValueError, match="no classifier"):
+        next(predictor.predict_files([images / "a.png"]))
+
+
+def test_embeddings_that_cannot_be(folder, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8broken")
+    (tmp_path / "there.json").write_text("[]")
+    run = [f"--weights={folder}", str(tmp_path / "broken.jpg")]
+    for options, message in (
+        (["--embeddings=x.txt"], r"x.txt: must end in .npy"),
+        ([f"--embeddings={tmp_path}/no/x.npy"], r"there is no folder .*/no"),
+        ([f"--embeddings={tmp_path}/there.npy"], r"there.json exists, delete it or give another"),
+        ([f"--embeddings={tmp_path}/x.npy", "--json"], r"leave out --json and --classes"),
+        ([f"--embeddings={tmp_path}/x.npy"], r"no image could be embedded:\n  .*broken.jpg: "),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            predict.main([*run, *options])
+        # The parser prints its message itself.
+        assert re.search(message, f"{stopped.value}{capsys.readouterr().err}")
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.jpg", "there.json"}
+
+
+def test_objects_that_are_no_images(folder):
+    """All hints are in data/test_pixels.py."""
+    predictor = Predictor.load(folder)
+    with pytest.raises(TypeError, match=r"PIL.Image.Image: type numpy.asarray\(image.convert"):
+        predictor.prepare(Image.new("RGB", (9, 9)))
+    with pytest.raises(ValueError, match=r"type pixels\[..., :3\] for RGBA"):
+        predictor.prepare(np.zeros((9, 9, 4), np.uint8))
+    for function in (predictor, predictor.classify, predictor.embed, predictor.look_inside):
+        with pytest.raises(ValueError, match=r"type images\[None\] for a single image"):
+            function(np.zeros((32, 32, 3), np.uint8))
 
 
 def test_kind(tmp_path, images):

@@ -1,4 +1,4 @@
-"""``cotnet-predict``: classify images.
+"""``cotnet-predict``: classify images, or write their features.
 
 Images are prepared exactly as in evaluation: resized and cropped to the model's own size, with
 its own filter.
@@ -6,17 +6,18 @@ its own filter.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import logging
 from tqdm import tqdm
 
-from cotnet_jax import command_line
+from cotnet_jax import command_line, files
 
 EXAMPLES = (
     "cotnet-predict --weights=cotnet50.pth.tar cat.jpg",
-    "cotnet-predict --weights=weights/cotnet50 --top=1 cat.jpg holidays/",
+    "cotnet-predict --weights=weights/cotnet50 --embeddings=holidays.npy holidays/",
     "cotnet-predict --weights=runs/digits --kind=raw --json holidays/",
 )
 
@@ -34,34 +35,105 @@ def main(arguments: list[str] | None = None) -> None:
         paths = find_images(options.images)
         names = class_names.read_names(options.classes) if options.classes else None
         predictor = Predictor.load(options.weights, options.kind, options.model, names)
+        if options.embeddings:
+            results = predictor.embed_files(paths, options.batch_size)
+        else:
+            results = predictor.predict_files(paths, options.top, options.batch_size)
+        single_batch = len(paths) <= options.batch_size
+        results = tqdm(results, total=len(paths), unit="image", disable=single_batch)
+        if options.embeddings:
+            errors = write_embeddings(results, Path(options.embeddings))
+        else:
+            errors = print_results(results, options.json)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    results = predictor.predict_files(paths, options.top, options.batch_size)
-    single_batch = len(paths) <= options.batch_size
-    errors = []
-    for result in tqdm(results, total=len(paths), unit="image", disable=single_batch):
-        if "error" in result:
-            errors.append(f"{result['path']}: {result['error']}")
-        if options.json:
-            tqdm.write(json.dumps(result, allow_nan=False))
-        elif "top" in result:
-            tqdm.write(format_result(result))
     if errors:
+        done = "embedded" if options.embeddings else "classified"
         sys.exit(
-            f"error: {len(errors)} of {len(paths)} images could not be classified:\n  "
+            f"error: {len(errors)} of {len(paths)} images could not be {done}:\n  "
             + "\n  ".join(errors)
         )
 
 
+def print_results(results: Iterable[Mapping[str, Any]], as_json: bool) -> list[str]:
+    """Print the results of ``Predictor.predict_files``, and return a line for each error."""
+    errors = []
+    for result in results:
+        if "error" in result:
+            errors.append(f"{result['path']}: {result['error']}")
+        if as_json:
+            tqdm.write(json.dumps(result, allow_nan=False))
+        elif "top" in result:
+            tqdm.write(format_result(result))
+    return errors
+
+
+def write_embeddings(results: Iterable[Mapping[str, Any]], file: Path) -> list[str]:
+    """Write the results of ``Predictor.embed_files``, and return a line for each error.
+
+    Args:
+      results: read one by one; what has an error gets no row.
+      file: float32 [images, channels]; the images' paths, a JSON list, lie beside it.
+
+    Raises:
+      ValueError: no image could be embedded; lists why.
+      OSError: the files could not be written. Then neither is there.
+    """
+    # NumPy takes a moment to import, which `--help` need not wait for.
+    from cotnet_jax.files.npy import writing_rows
+
+    paths, errors = [], []
+    with (
+        files.writing_whole(paths_file(file)) as unfinished,
+        writing_rows(file) as append_row,
+    ):
+        for result in results:
+            if "error" in result:
+                errors.append(f"{result['path']}: {result['error']}")
+                continue
+            append_row(result["embedding"])
+            paths.append(result["path"])
+        if not paths:
+            raise ValueError("\n  ".join(["no image could be embedded:", *errors]))
+        unfinished.write_text(json.dumps(paths, indent=0) + "\n", encoding="utf-8")
+    print(f"{len(paths)} rows of features are in {file}, their paths in {paths_file(file)}")
+    return errors
+
+
+def paths_file(file: Path) -> Path:
+    """Return the name of the list of paths that lies beside embeddings."""
+    return file.with_suffix(".json")
+
+
 def parse(arguments: list[str] | None = None) -> Any:
     """Return the options, or exit with an error."""
-    return make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.embeddings:
+        _check_embeddings(parser, options)
+    return options
+
+
+def _check_embeddings(parser: command_line.Parser, options: Any) -> None:
+    file = Path(options.embeddings)
+    typed = f"--embeddings={file}"
+    if file.suffix != ".npy":
+        parser.error(f"{typed}: must end in .npy")
+    if not file.parent.is_dir():
+        parser.error(f"{typed}: there is no folder {file.parent}")
+    for output in (file, paths_file(file)):
+        if output.exists():
+            parser.error(f"{typed}: {output} exists, delete it or give another file")
+    if options.json or options.classes:
+        parser.error(f"{typed} writes features, no classes: leave out --json and --classes")
 
 
 def make_parser() -> command_line.Parser:
     """Define the options."""
     parser = command_line.Parser(
-        "Classify images by a trained model.", EXAMPLES, replaced={"--which": "--kind=ema|raw"}
+        "Classify images by a trained model, or write their features.",
+        EXAMPLES,
+        replaced={"--which": "--kind=ema|raw"},
     )
     command_line.add_weights(
         parser,
@@ -91,7 +163,7 @@ def make_parser() -> command_line.Parser:
         type=command_line.positive,
         metavar="N",
         default=32,
-        help="Images classified together (%(default)s).",
+        help="Images processed together (%(default)s).",
     )
     parser.add_argument(
         "--classes",
@@ -101,6 +173,13 @@ def make_parser() -> command_line.Parser:
     )
     parser.add_argument(
         "--json", action="store_true", help="Print a JSON object on one line for each image."
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=command_line.path,
+        metavar="FILE.npy",
+        help="Write the features that the classifier takes, float32 [images, channels], and the "
+        "paths as FILE.json; no classes are printed.",
     )
     return parser
 

@@ -6,6 +6,7 @@ and figure 2(b). The two contexts are fused as in the authors' code, by selectiv
 each step, with drawings.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -14,8 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cotnet_jax.layers.batch_norm import BatchNorm
+from cotnet_jax.layers.checks import check_array
 from cotnet_jax.layers.conv import Conv
 from cotnet_jax.layers.group_norm import WeightGroupNorm
+from cotnet_jax.ops.local_aggregation.dispatch import IMPLEMENTATIONS
 from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
 from cotnet_jax.ops.local_aggregation.plain import local_aggregation
 
@@ -43,6 +46,8 @@ class CoTLayer(nn.Module):
     ``mutable=["intermediates"]`` returns ``aggregation_weights`` (normalised), ``static``,
     ``dynamic`` and ``dynamic_share`` [N, C] as well; ``cotnet_jax.cot_contexts`` collects them.
 
+    Creating one raises ValueError where ``kernel_size`` is even or ``implementation`` is unknown.
+
     Attributes:
       kernel_size: K, odd.
       groups: G, channel groups of every step except ``static`` and ``share``: 1 in CoT, 2 in CoXt.
@@ -59,16 +64,36 @@ class CoTLayer(nn.Module):
     key_groups: int = 4
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
-    weight_norm: Callable[..., nn.Module] = WeightGroupNorm
+    # No attribute of the class: nnx.bridge.ToNNX would take it for a method, and its submodule's
+    # parameters for that method's.
+    weight_norm: Callable[..., nn.Module] = dataclasses.field(
+        default_factory=lambda: WeightGroupNorm
+    )
     fused: bool = True
     implementation: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            odd = max(self.kernel_size + 1, 1)
+            raise ValueError(
+                f"CoTLayer: kernel_size={self.kernel_size} has no middle for the pixel itself: "
+                f"type an odd one such as kernel_size={odd}"
+            )
+        if self.implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                "CoTLayer: implementation must be 'xla', 'triton' or None, not "
+                f"{self.implementation!r}"
+            )
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H W C"]:
         """Return the block's output; ``train`` normalises by, and records, batch statistics.
 
         Raises:
-          ValueError: C is not a multiple of ``8 * groups`` and of ``key_groups``.
+          ValueError: x has not four axes, or C is not a multiple of ``8 * groups`` and of
+            ``key_groups``.
+          TypeError: x is no array of floats.
         """
         self._check(x)
         channels = x.shape[-1]
@@ -85,6 +110,7 @@ class CoTLayer(nn.Module):
         return self._fuse(dynamic, static, norm)
 
     def _check(self, x):
+        check_array(x, "x", "[N, H, W, C]", "type x.astype(jnp.float32)")
         channels = x.shape[-1]
         for divisor, name in (
             (self.groups * CHANNELS_PER_WEIGHT, f"groups * {CHANNELS_PER_WEIGHT}"),

@@ -1,10 +1,11 @@
-"""The CoTNets: a stem, four stages of bottlenecks, and a classifier.
+"""The CoTNets: a stem, four stages of bottlenecks, and a classifier; or a backbone without it.
 
 Li et al., "Contextual Transformer Networks for Visual Recognition", arXiv 2107.12292, section 3.3;
 He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, for the ResNet that
 they modify.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +22,28 @@ from cotnet_jax.layers.cot import CoTLayer
 from cotnet_jax.layers.drop_path import DropPath
 from cotnet_jax.layers.group_norm import WeightGroupNorm
 from cotnet_jax.layers.split_attention import SplitAttention
+from cotnet_jax.models.checks import check_attributes, check_images
 from cotnet_jax.models.variants import VARIANTS, Variant, get_variant
 
 # Output channels of a bottleneck, as a multiple of its planes.
 EXPANSION = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureInfo:
+    """What a stage's features [N, ceil(H / reduction), ceil(W / reduction), channels] are.
+
+    Attributes:
+      index: of the stage in ``out_indices``; 0 is the stem.
+      channels: their number.
+      reduction: pixels of the image along a side of one of the features' pixels.
+      name: "stem", "stage1", ... "stage4", with which its parameters' names begin.
+    """
+
+    index: int
+    channels: int
+    reduction: int
+    name: str
 
 
 class Stem(nn.Module):
@@ -131,15 +150,20 @@ class Bottleneck(nn.Module):
 
 
 class CoTNet(nn.Module):
-    """An image classifier; build one with ``create_model``.
+    """An image classifier or a backbone; build one with ``create_model``.
 
     Parameters are in the collection "params", running statistics in "batch_stats". With
-    ``mutable=["intermediates"]`` the stages' features are returned as well, for use as a backbone:
+    ``mutable=["intermediates"]`` a classifier returns the stages' features as well:
     ``stem_features``, and ``stage1_features`` to ``stage4_features``, each [N, h, w, channels].
 
     Attributes:
       variant: the entry of ``VARIANTS`` to build.
       num_classes: number of logits; 0 returns the pooled features [N, channels] instead.
+      features_only: build a backbone, which returns the features of the stages in ``out_indices``.
+        Parameters have the names that they have in a classifier; stages after the last index, and
+        the head, are not built.
+      out_indices: 0 for the stem, 1 to 4 for the stages, in ascending order.
+      in_channels: channels of the images; None takes those that the model is initialised with.
       dtype: of the activations. Pooled features and logits are in at least float32.
       param_dtype: of parameters and running statistics.
       drop_rate: dropout rate before the classifier, in training.
@@ -156,6 +180,9 @@ class CoTNet(nn.Module):
 
     variant: Variant
     num_classes: int = 1000
+    features_only: bool = False
+    out_indices: tuple[int, ...] = (1, 2, 3, 4)
+    in_channels: int | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     drop_rate: float = 0.0
@@ -174,7 +201,7 @@ class CoTNet(nn.Module):
         """
         v = self.variant
         return {
-            "input_size": (v.input_size, v.input_size, 3),
+            "input_size": (v.input_size, v.input_size, self.in_channels or 3),
             "crop": v.crop,
             "interpolation": v.interpolation,
             "mean": v.mean,
@@ -183,20 +210,48 @@ class CoTNet(nn.Module):
             "top5": v.top5,
         }
 
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """The features that a backbone returns; those of the stem and all stages of a classifier.
+
+        Reductions are those of ``output_stride``.
+        """
+        v = self.variant
+        reduction = 2
+        every = [FeatureInfo(0, 2 * v.stem_width or 64, reduction, "stem")]
+        if not v.stem_width:
+            reduction *= 2
+        for index, blocks in enumerate(self.bottlenecks(), start=1):
+            reduction *= blocks[0]["strides"]
+            every.append(FeatureInfo(index, blocks[0]["features"], reduction, f"stage{index}"))
+        return tuple(
+            info for info in every if not self.features_only or info.index in self.out_indices
+        )
+
+    @property
+    def last_stage(self) -> int:
+        """The last stage that is built, 1 to 4; 0 where only the stem is."""
+        return max(self.out_indices) if self.features_only else len(self.variant.blocks)
+
     @nn.compact
     def __call__(
         self, images: Float[Array, "N H W channels"], train: bool = False
-    ) -> Float[Array, "N classes"]:
-        """Return the logits [N, num_classes] of normalised images [N, H, W, channels].
+    ) -> Float[Array, "N classes"] | tuple[Float[Array, "N _ _ _"], ...]:
+        """Return the logits of normalised images [N, H, W, channels], or a backbone's features.
 
         ``train`` normalises by batch statistics, which updates the collection "batch_stats", and
         draws from the RNG "dropout" where a drop rate is not 0.
 
+        Returns:
+          [N, num_classes]; with ``features_only`` a tuple with [N, h, w, channels] of each of
+          ``out_indices``, in the model's dtype: see ``feature_info``.
+
         Raises:
-          ValueError: ``images`` has not four axes, or no pixels or channels.
+          ValueError: ``images`` has not four axes, no pixels, another number of channels than the
+            model, or its channels where the rows should be.
+          TypeError: ``images`` is no array of floats.
         """
-        if images.ndim != 4 or 0 in images.shape[1:]:
-            raise ValueError(f"images must be [N, H, W, channels], none of them 0: {images.shape}")
+        check_images(images, self._known_channels())
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(Conv, **dtypes)
         norm = functools.partial(
@@ -212,13 +267,17 @@ class CoTNet(nn.Module):
         )
         x = Stem(self.variant.stem_width, conv, norm, name="stem")(images, train)
         self.sow("intermediates", "stem_features", x)
-        if not self.variant.stem_width:
-            x = pooling.max_pool_3x3(x, 2)
-        for stage, blocks in enumerate(self.bottlenecks()):
+        features = [x]
+        for stage, blocks in enumerate(self.bottlenecks()[: self.last_stage], start=1):
+            if stage == 1 and not self.variant.stem_width:
+                x = pooling.max_pool_3x3(x, 2)
             for index, block in enumerate(blocks):
-                name = f"stage{stage + 1}_block{index}"
+                name = f"stage{stage}_block{index}"
                 x = Bottleneck(**block, conv=conv, norm=norm, cot=cot, name=name)(x, train)
-            self.sow("intermediates", f"stage{stage + 1}_features", x)
+            self.sow("intermediates", f"stage{stage}_features", x)
+            features.append(x)
+        if self.features_only:
+            return tuple(features[index] for index in self.out_indices)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         if not self.num_classes:
             return x
@@ -232,6 +291,13 @@ class CoTNet(nn.Module):
             bias_init=uniform,
             name="head",
         )(x)
+
+    def _known_channels(self):
+        """Return the channels that images must have; None before the model is initialised."""
+        if self.in_channels is not None:
+            return self.in_channels
+        stem: Any = self.get_variable("params", "stem")
+        return stem and stem["conv1"]["kernel"].shape[-2]
 
     def bottlenecks(self):
         """Return, for each stage, the attributes of its bottlenecks."""
@@ -281,24 +347,15 @@ def create_model(name: str, **attributes: Any) -> CoTNet:
 
     Args:
       name: one of ``list_models()``.
-      **attributes: of ``CoTNet``, such as num_classes, dtype, drop_rate, drop_path_rate.
+      **attributes: of ``CoTNet``, such as num_classes, features_only, dtype, drop_path_rate.
 
     Raises:
-      ValueError: the name is unknown (the message suggests similar ones), or attributes are out of
-        range (the message lists all of them).
-      TypeError: ``CoTNet`` has no such attribute.
+      ValueError: the name is unknown (the message suggests similar ones), or attributes cannot be
+        used (the message lists all of them).
+      TypeError: ``CoTNet`` has no such attribute (the message names the nearest).
     """
-    model = CoTNet(get_variant(name), **attributes)
-    problems = [
-        f"{field} must be {wanted}, not {getattr(model, field)!r}"
-        for field, wanted, good in (
-            ("num_classes", "0 or more", model.num_classes >= 0),
-            ("output_stride", "8, 16 or 32", model.output_stride in (8, 16, 32)),
-            ("drop_rate", "in [0, 1)", 0 <= model.drop_rate < 1),
-            ("drop_path_rate", "in [0, 1)", 0 <= model.drop_path_rate < 1),
-        )
-        if not good
-    ]
-    if problems:
-        raise ValueError(f"create_model({name!r}): {'; '.join(problems)}")
-    return model
+    variant = get_variant(name)
+    check_attributes(name, CoTNet, attributes)
+    if "out_indices" in attributes:
+        attributes["out_indices"] = tuple(attributes["out_indices"])
+    return CoTNet(variant, **attributes)

@@ -18,6 +18,7 @@ from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
 from cotnet_jax.config import weight_kinds
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
+from cotnet_jax.models.stages import stage_of
 from cotnet_jax.weights import folder, identify
 from cotnet_jax.weights.class_order import match_classes
 from cotnet_jax.weights.folder import WeightsError
@@ -105,7 +106,7 @@ def load(
         .safetensors file of PyTorch, the last also in shards (their index or its folder).
       num_classes: number of logits. If it is not that of the weights, the classifier is replaced
         by a new one with random weights, for fine-tuning, and a warning is logged. 0 removes the
-        classifier.
+        classifier: the model returns pooled features.
       kind: "ema" or "raw"; None chooses the EMA (exponential moving average) if there is one.
       model: name of the model, for PyTorch files that fit several.
       class_names: classes of the dataset that the logits are to be for. Where the weights know as
@@ -113,7 +114,11 @@ def load(
       accept_classes: use weights of other classes in the order that they have.
       new_head: replace the classifier even where it has ``num_classes`` logits.
       seed: of the random weights of a new classifier.
-      **attributes: other fields of ``CoTNet``: dtype, drop_rate, output_stride, ...
+      **attributes: other fields of ``CoTNet``: dtype, drop_rate, output_stride, ... With
+        ``features_only=True`` the model is a backbone, and what it does not build is left out of
+        the variables. If ``in_channels`` is not that of the weights, the first convolution's are
+        summed over their channels, for 1 channel, or repeated and scaled by the ratio of channels,
+        and a warning is logged.
 
     Returns:
       (model, variables): a linen module, and {"params", "batch_stats"} for
@@ -128,9 +133,12 @@ def load(
         raise TypeError(f"load() takes kind={attributes['weights']!r}, not weights=")
     read = read_weights(path, kind, model)
     variables = read.variables
-    if num_classes is None:
+    backbone = bool(attributes.get("features_only"))
+    if backbone:
+        num_classes = 0
+    elif num_classes is None:
         num_classes = read.num_classes
-    if new_head or num_classes != read.num_classes:
+    if not backbone and (new_head or num_classes != read.num_classes):
         variables = _with_new_head(variables, num_classes, seed)
         logging.warning(
             "%s: its classifier of %d classes is replaced by %s.",
@@ -138,11 +146,19 @@ def load(
             read.num_classes,
             f"one of {num_classes} with random weights" if num_classes else "none",
         )
-    elif class_names is not None:
+    elif class_names is not None and not backbone:
         variables = match_classes(
             variables, read.class_names, class_names, weights=str(path), accept=accept_classes
         )
     net = create_model(read.model, num_classes=num_classes, **read.attributes | attributes)
+    if backbone:
+        variables = _of_backbone(variables, net.last_stage)
+    if net.in_channels not in (None, read.input_channels):
+        variables, how = _with_in_channels(variables, net.in_channels)
+        logging.warning(
+            "%s: the first convolution's weights, for %d channels, are %s for in_channels=%d.",
+            *(path, read.input_channels, how, net.in_channels),
+        )
     if net.param_dtype != jnp.float32:
         check_values(variables, path, net.param_dtype)
     return net, jax.tree.map(lambda leaf: jnp.asarray(leaf, net.param_dtype), variables)
@@ -510,3 +526,29 @@ def _with_new_head(variables: Mapping, num_classes: int, seed: int) -> dict:
             "bias": np.asarray(uniform(bias_key, (num_classes,))),
         }
     return {**variables, "params": params}
+
+
+def _of_backbone(variables: Mapping, last_stage: int) -> dict:
+    """Return the variables of the stem and of the stages up to one."""
+    built = {"stem", *(f"stage{stage}" for stage in range(1, last_stage + 1))}
+    return {
+        collection: {name: tree for name, tree in modules.items() if stage_of(name) in built}
+        for collection, modules in variables.items()
+    }
+
+
+def _with_in_channels(variables: Mapping, channels: int) -> tuple[dict, str]:
+    """Return variables for images of another number of channels, and what was done to them.
+
+    An image of equal channels gives the same features as before, with one channel too.
+    """
+    params = variables["params"]
+    kernel = params["stem"]["conv1"]["kernel"]
+    given = kernel.shape[2]
+    if channels == 1:
+        kernel, how = kernel.sum(axis=2, keepdims=True), "summed"
+    else:
+        kernel = kernel[:, :, np.arange(channels) % given] * np.float32(given / channels)
+        how = f"repeated and scaled by {given}/{channels}"
+    stem = {**params["stem"], "conv1": {"kernel": kernel}}
+    return {**variables, "params": {**params, "stem": stem}}, how

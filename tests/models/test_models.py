@@ -1,5 +1,6 @@
 """The network: sizes, initial weights, shapes, and what has no reference values."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -97,8 +98,6 @@ def test_multiplications_of_convolutions_and_classifier(name):
             if equation.primitive.name == "conv_general_dilated":
                 kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
                 total += np.prod(kernel[:3]) * np.prod(output)
-            elif equation.primitive.name == "dot_general":
-                total += np.prod(equation.invars[1].aval.shape)
             elif equation.primitive.name == "cond":
                 # Branches for platforms: the same convolution, written in two ways.
                 count(equation.params["branches"][-1].jaxpr)
@@ -112,6 +111,27 @@ def test_multiplications_of_convolutions_and_classifier(name):
     count(traced(name)[0].jaxpr)
     assert total / 1e9 == pytest.approx(GMACS[name], abs=0.02)
     assert variants.VARIANTS[name].gmacs == GMACS[name]
+
+
+@pytest.mark.parametrize("name", GMACS)
+@pytest.mark.parametrize("most_blocks", [2, pytest.param(99, marks=pytest.mark.slow)])
+def test_features_of_every_stage(name, most_blocks, unchecked_shapes):
+    """At a size that no stage divides; blocks after a stage's second are as that one."""
+    whole = variants.VARIANTS[name]
+    blocks = tuple(min(count, most_blocks) for count in whole.blocks)
+    backbone = cotnet_jax.create_model(name, features_only=True, out_indices=(0, 1, 2, 3, 4))
+    infos = backbone.feature_info
+    assert [info.name for info in infos] == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    assert [info.index for info in infos] == [0, 1, 2, 3, 4]
+    assert [info.reduction for info in infos] == [2, 4, 8, 16, 32]
+    assert [info.channels for info in infos][1:] == [256, 512, 1024, 2048]
+    assert cotnet_jax.create_model(name).feature_info == infos
+    backbone = backbone.clone(variant=dataclasses.replace(whole, blocks=blocks))
+    images = jax.ShapeDtypeStruct((1, 800, 1333, 3), jnp.float32)
+    features, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), images)
+    assert [stage.shape for stage in features] == [
+        (1, -(-800 // info.reduction), -(-1333 // info.reduction), info.channels) for info in infos
+    ]
 
 
 def test_an_unknown_name_answers_with_the_nearest():
@@ -152,6 +172,32 @@ def test_output_stride(name, stride):
     shape = (1, 128, 128, 3)
     _, state = output_shape(model, shapes(name), shape, mutable=["intermediates"])
     assert state["intermediates"]["stage4_features"][0].shape[1] == 128 // stride
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_feature_info_tells_the_output_stride(stride, unchecked_shapes):
+    backbone = cotnet_jax.create_model("cotnet50", features_only=True, output_stride=stride)
+    assert [info.index for info in backbone.feature_info] == [1, 2, 3, 4]
+    for info, stage in zip(
+        backbone.feature_info,
+        output_shape(backbone, shapes("cotnet50"), (1, 128, 96, 3)),
+        strict=True,
+    ):
+        assert stage.shape == (1, 128 // info.reduction, 96 // info.reduction, info.channels)
+    assert backbone.feature_info[-1].reduction == stride
+
+
+def test_what_comes_after_the_last_index_is_not_built():
+    backbone = cotnet_jax.create_model("cotnet_tiny", features_only=True, out_indices=[0, 2])
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    features, variables = jax.eval_shape(backbone.init_with_output, jax.random.key(0), images)
+    assert [stage.shape for stage in features] == [(1, 16, 16, 32), (1, 8, 8, 128)]
+    whole = shapes("cotnet_tiny")
+    for collection, modules in variables.items():
+        assert set(modules) == {"stem", "stage1_block0", "stage2_block0"}
+        assert modules == {name: whole[collection][name] for name in modules}
+    stem = cotnet_jax.create_model("cotnet_tiny", features_only=True, out_indices=(0,))
+    assert set(jax.eval_shape(stem.init, jax.random.key(0), images)["params"]) == {"stem"}
 
 
 def test_a_smaller_output_stride_dilates_split_attention():
@@ -203,7 +249,7 @@ def test_initial_weights(tiny):
 
 def test_drop_path_rises_linearly_over_the_blocks():
     model = cotnet_jax.create_model("cotnet50", drop_path_rate=0.15)
-    rates = [block["drop_path_rate"] for stage in model._blocks() for block in stage]
+    rates = [block["drop_path_rate"] for stage in model.bottlenecks() for block in stage]
     np.testing.assert_allclose(rates, 0.15 * np.arange(16) / 15)
 
 
@@ -232,6 +278,7 @@ def test_every_batch_norm_of_a_model_is_frozen(name, monkeypatch):
         output_shape(model.clone(freeze_batch_norm=False), shapes(name), shape, **options)
 
 
+# With loaded weights, as in docs/features.md: tests/test_features.py.
 @pytest.mark.slow
 def test_the_model_gives_the_same_logits_through_nnx(tiny):
     model, variables, images = tiny

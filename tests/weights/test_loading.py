@@ -342,3 +342,51 @@ def test_attributes_and_dtypes(folder):
     )
     assert (model.dtype, model.drop_rate) == (jnp.bfloat16, 0.2)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_backbone(folder):
+    backbone, variables = loading.load(folder, features_only=True, out_indices=(1, 2))
+    expected = variables_of(2)
+    for collection, modules in variables.items():
+        assert set(modules) == {"stem", "stage1_block0", "stage2_block0"}
+        assert equal(modules, {name: expected[collection][name] for name in modules})
+    features = jax.eval_shape(backbone.apply, variables, IMAGE)
+    assert [stage.shape for stage in features] == [(1, 16, 16, 64), (1, 8, 8, 128)]
+    # The weights' own number of classes does not matter, nor does another one.
+    assert equal(loading.load(folder, features_only=True, num_classes=7)[1], expected_backbone())
+
+
+def expected_backbone():
+    variables = variables_of(2)
+    del variables["params"]["head"]
+    return variables
+
+
+@pytest.mark.parametrize(
+    ("channels", "how"), [(1, "summed"), (4, "scaled by 3/4"), (6, "scaled by 3/6")]
+)
+def test_other_channels(folder, caplog, channels, how):
+    with caplog.at_level(logging.WARNING):
+        model, variables = loading.load(folder, in_channels=channels)
+    assert f"weights, for 3 channels, are {'repeated and ' * (channels > 1)}{how}" in caplog.text
+    assert f"in_channels={channels}" in caplog.text
+    given = variables_of(2)["params"]["stem"]["conv1"]["kernel"]
+    kernel = variables["params"]["stem"]["conv1"].pop("kernel")
+    assert kernel.shape == (*given.shape[:2], channels, given.shape[3])
+    if channels == 1:
+        np.testing.assert_allclose(kernel[:, :, 0], given.sum(2), rtol=1e-6, atol=1e-7)
+    for channel in range(channels if channels > 1 else 0):
+        np.testing.assert_allclose(
+            kernel[:, :, channel], given[:, :, channel % 3] * 3 / channels, rtol=1e-6
+        )
+    assert model.default_cfg["input_size"] == (32, 32, channels)
+    # Nothing else is changed.
+    others = variables_of(2)
+    del others["params"]["stem"]["conv1"]["kernel"]
+    assert equal(variables, others)
+
+
+def test_the_weights_own_channels_are_left_alone(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert equal(loading.load(folder, in_channels=3)[1], variables_of(2))
+    assert not caplog.text
