@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-# The last part of a running variance's name, here and in PyTorch.
-_VARIANCE = re.compile(r"(.*[./])?(running_)?var")
+# The last part of a running variance's name, here, in PyTorch and in Keras.
+_VARIANCE = re.compile(r"(.*[./])?((running_)?var|moving_variance)")
 
 
 class WeightValuesError(ValueError):
@@ -39,7 +39,7 @@ def find_problem(name: str, array: ArrayLike, dtype: DTypeLike = np.float32) -> 
     """Return one line on what is wrong with an array of weights, None for nothing.
 
     Args:
-      name: its name, here or in PyTorch; the last part tells running variances.
+      name: its name, here, in PyTorch or in Keras; the last part tells running variances.
       array: of any dtype.
       dtype: the dtype that the network will compute with.
     """

@@ -2,12 +2,14 @@
 
 By the tables below, every array has exactly one counterpart in PyTorch. Counters of PyTorch, such
 as ``num_batches_tracked``, have none here, as they take no part in the computation.
+``keras_name_map`` has the tables for another implementation, and shares ``assemble``.
 """
 
+import dataclasses
 import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,8 @@ LEAVES = {
 }
 # Positions ("taps") of the 3x3 neighbourhood that is aggregated.
 TAPS = 9
+# The block that a name is of, or else its first part.
+_BLOCK = re.compile(r"(layer\d+\.\d+\.|stack\d+_block\d+_|[^./]*).*", re.DOTALL)
 # Counters that take no part in the computation: BatchNorm's, of the profiler thop, and of
 # AveragedModel.
 IGNORED = re.compile(r"(.*\.)?(num_batches_tracked|total_ops|total_params)|n_averaged")
@@ -87,26 +91,11 @@ def from_torch_state_dict(
     stem = next((n for n in ("conv1.0.weight", "conv1.weight") if n in state_dict), None)
     filters = np.shape(state_dict[stem]) if stem else ()
     channels = filters[1] if len(filters) == 4 and all(filters) else 3
-    model = create_model(name, **attributes)
-    template = _template(model, channels)
-    wanted = {_torch_name(model, path): path for path in template}
-    problems = _compare(model, template, wanted, state_dict)
-    if problems:
-        raise ValueError(
-            f"the state dict does not fit {name!r}, {len(problems)} problems:\n  "
-            + "\n  ".join(problems)
-        )
-    variables: dict[str, dict] = {}
-    unusable = []
-    for torch_name, path in wanted.items():
-        tensor = np.asarray(state_dict[torch_name])
-        problem = weight_values.find_problem(torch_name, tensor)
-        if problem:
-            unusable.append(problem)
-            continue
-        _insert(variables, path, _to_ours(model, path, tensor.astype(np.float32)))
-    weight_values.raise_for(unusable)
-    return variables
+    given = {n: tensor for n, tensor in state_dict.items() if not IGNORED.fullmatch(n)}
+    try:
+        return assemble(create_model(name, **attributes), channels, given, _TORCH)
+    except MisfitError as error:
+        raise ValueError(f"the state dict does not fit {name!r}, {error}") from None
 
 
 def to_torch_state_dict(name: str, variables: Mapping, **attributes) -> dict[str, np.ndarray]:
@@ -132,8 +121,68 @@ def to_torch_state_dict(name: str, variables: Mapping, **attributes) -> dict[str
 def torch_shapes(name: str, channels: int = 3, **attributes) -> dict[str, tuple[int, ...]]:
     """Return torch name -> shape for a model's state dict, without ``num_batches_tracked``."""
     model = create_model(name, **attributes)
-    template = _template(model, channels)
-    return {_torch_name(model, p): _torch_shape(model, p, s) for p, s in template.items()}
+    return _TORCH.shapes(model, channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The names and layouts that another implementation gives to the variables of a model.
+
+    Attributes:
+      name: (model, path of a variable) -> its name there.
+      to_ours: (model, path, array from there) -> the variable.
+      to_theirs: (model, path, variable) -> the array there; the inverse.
+    """
+
+    name: Callable[[CoTNet, tuple[str, ...]], str]
+    to_ours: Callable[[CoTNet, tuple[str, ...], np.ndarray], np.ndarray]
+    to_theirs: Callable[[CoTNet, tuple[str, ...], np.ndarray], np.ndarray]
+
+    def shapes(self, model: CoTNet, channels: int) -> dict[str, tuple[int, ...]]:
+        """Return name -> shape there, of every variable of a model for so many input channels."""
+        return {
+            self.name(model, path): self.to_theirs(
+                model, path, np.broadcast_to(np.float32(0), shape)
+            ).shape
+            for path, shape in _template(model, channels).items()
+        }
+
+
+class MisfitError(ValueError):
+    """Arrays are not those of a model; the message lists all problems."""
+
+
+def assemble(
+    model: CoTNet, channels: int, given: Mapping[str, ArrayLike], layout: Layout
+) -> dict[str, dict]:
+    """Return {"params", "batch_stats"}, float32, of arrays with another implementation's names.
+
+    Args:
+      model: its number of classes counts, too.
+      channels: of the images.
+      given: name -> array of any floating dtype.
+      layout: of the names and the arrays.
+
+    Raises:
+      MisfitError: lists every missing, unexpected and misshapen array, with the nearest names.
+      WeightValuesError: lists all arrays that are not floating or not finite in float32, and
+        running variances that are negative.
+    """
+    problems = _compare(layout.shapes(model, channels), given)
+    if problems:
+        raise MisfitError(f"{len(problems)} problems:\n  " + "\n  ".join(problems))
+    variables: dict[str, dict] = {}
+    unusable = []
+    for path in _template(model, channels):
+        name = layout.name(model, path)
+        array = np.asarray(given[name])
+        problem = weight_values.find_problem(name, array)
+        if problem:
+            unusable.append(problem)
+            continue
+        _insert(variables, path, layout.to_ours(model, path, array.astype(np.float32)))
+    weight_values.raise_for(unusable)
+    return variables
 
 
 @functools.cache
@@ -153,28 +202,30 @@ def _insert(tree, path, value):
     functools.reduce(lambda node, key: node.setdefault(key, {}), path[:-1], tree)[path[-1]] = value
 
 
-def _compare(model, template, wanted, state_dict):
-    """Return a line for each tensor that is missing, unexpected or misshapen."""
-    given = {n: np.shape(t) for n, t in state_dict.items() if not IGNORED.fullmatch(n)}
-    missing = [n for n in wanted if n not in given]
-    unexpected = [n for n in given if n not in wanted]
+def _compare(wanted, arrays):
+    """Return a line for each array that is missing, unexpected or misshapen."""
+    given = {name: np.shape(array) for name, array in arrays.items()}
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
 
-    def near(torch_name, names):
+    def near(name, names):
         # Comparing all names with all takes half a minute: keep to the same block or leaf.
-        stem, _, leaf = torch_name.rpartition(".")
-        block = ".".join(torch_name.split(".")[:2])
+        end = max(name.rfind("."), name.rfind("/"))
+        stem, leaf = name[: max(end, 0)], name[end + 1 :]
+        block = _BLOCK.sub(r"\1", name)
         names = [n for n in names if n.startswith(block) or n.startswith(stem)][:50] or [
-            n for n in names if n.endswith("." + leaf)
+            n for n in names if n.endswith(leaf)
         ][:50]
-        found = difflib.get_close_matches(torch_name, names, n=1, cutoff=0.7)
+        found = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
         return f" (nearest: {found[0]})" if found else ""
 
-    problems = [f"missing: {n}{near(n, unexpected)}" for n in missing]
-    problems += [f"unexpected: {n} {given[n]}{near(n, missing or wanted)}" for n in unexpected]
-    for torch_name, path in wanted.items():
-        shape = _torch_shape(model, path, template[path])
-        if given.get(torch_name, shape) != shape:
-            problems.append(f"misshapen: {torch_name} is {given[torch_name]}, should be {shape}")
+    problems = [f"missing: {name}{near(name, unexpected)}" for name in missing]
+    problems += [
+        f"unexpected: {name} {given[name]}{near(name, missing or wanted)}" for name in unexpected
+    ]
+    for name, shape in wanted.items():
+        if given.get(name, shape) != shape:
+            problems.append(f"misshapen: {name} is {given[name]}, should be {shape}")
     return problems
 
 
@@ -194,11 +245,7 @@ def _torch_name(model: CoTNet, path):
     return f"{module}.{LEAVES[leaf]}"
 
 
-def _torch_shape(model, path, shape):
-    return _to_torch(model, path, np.broadcast_to(np.float32(0), shape)).shape
-
-
-def _exchange(array, axis, groups, inner):
+def exchange(array, axis, groups, inner):
     """Reshape an axis to [groups, inner, rest], and swap inner and rest."""
     shape = array.shape
     split = array.reshape(*shape[:axis], groups, inner, -1, *shape[axis + 1 :])
@@ -212,19 +259,22 @@ def _to_ours(model, path, tensor):
     axis = tensor.ndim - 1
     if module in ("weight_conv2", "weight_norm"):
         # In PyTorch the taps vary fastest, here the weight channels.
-        return _exchange(tensor, axis, groups, tensor.shape[axis] // groups // TAPS)
+        return exchange(tensor, axis, groups, tensor.shape[axis] // groups // TAPS)
     if module == "weight_conv1" and groups > 1:
         # PyTorch interleaves input and context; here each group has one after the other.
-        return _exchange(tensor, 2, 1, tensor.shape[2] // 2)
+        return exchange(tensor, 2, 1, tensor.shape[2] // 2)
     return tensor
 
 
 def _to_torch(model, path, array):
     groups, module, leaf = model.variant.cardinality, path[-2], path[-1]
     if module in ("weight_conv2", "weight_norm"):
-        array = _exchange(array, array.ndim - 1, groups, TAPS)
+        array = exchange(array, array.ndim - 1, groups, TAPS)
     if module == "weight_conv1" and groups > 1:
-        array = _exchange(array, 2, 1, 2)
+        array = exchange(array, 2, 1, 2)
     if leaf == "kernel":
         array = array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
     return array
+
+
+_TORCH = Layout(_torch_name, _to_ours, _to_torch)
