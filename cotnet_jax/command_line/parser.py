@@ -168,7 +168,7 @@ class _PrintVersions(argparse.Action):
 def add_weights(
     parser: Parser, help: str, *, required: bool = False, several: bool = False
 ) -> None:
-    """Add ``--weights=PATH`` and ``--kind=ema|raw``.
+    """Add ``--weights=PATH``, also hf-hub:OWNER/NAME, and ``--kind=ema|raw``.
 
     Args:
       parser: to add to.
@@ -192,10 +192,7 @@ def add_weights(
 
 def path(text: str) -> str:
     """Return a path of the file system, absolute; a ``type`` for ``add_argument``."""
-    try:
-        return str(files.local(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return _parsed(lambda: str(files.local(text)))
 
 
 def positive(text: str) -> int:
@@ -211,7 +208,15 @@ def _weights_path(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"must be the path of the weights; choose their kind by --kind={text}"
         )
-    return path(text)
+    return _parsed(lambda: files.expand(text)) if files.is_hub(text) else path(text)
+
+
+def _parsed(parse: Callable[[], str]) -> str:
+    """Return what ``parse`` does, with its ValueError as one on the option."""
+    try:
+        return parse()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:

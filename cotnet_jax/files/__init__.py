@@ -8,7 +8,7 @@ from cotnet_jax.files.lock import (
     LockLostError,
     lock_file_beside,
 )
-from cotnet_jax.files.paths import expand, is_url, local
+from cotnet_jax.files.paths import HUB, expand, is_hub, is_url, local, parse_hub
 from cotnet_jax.files.whole import (
     UNFINISHED,
     append_line,
@@ -21,6 +21,7 @@ from cotnet_jax.files.whole import (
 )
 
 __all__ = [
+    "HUB",
     "LEASE_SECONDS",
     "UNFINISHED",
     "FolderLock",
@@ -28,10 +29,12 @@ __all__ = [
     "LockedError",
     "append_line",
     "expand",
+    "is_hub",
     "is_url",
     "local",
     "lock_file_beside",
     "missing_newline",
+    "parse_hub",
     "remove_leftovers",
     "sha256",
     "sync_folder",
