@@ -21,7 +21,13 @@ with _epy.lazy_api_imports(globals()):
     from cotnet_jax.models.folding import fold_batch_norm
     from cotnet_jax.models.grad_cam import grad_cam
     from cotnet_jax.predictor import Predictor
-    from cotnet_jax.weights import from_torch_state_dict, load, to_torch_state_dict
+    from cotnet_jax.weights import (
+        export_for_hub,
+        from_torch_state_dict,
+        load,
+        push_to_hub,
+        to_torch_state_dict,
+    )
 
 __all__ = [
     "CoTLayer",
@@ -31,6 +37,7 @@ __all__ = [
     "cot_contexts",
     "create_model",
     "export",
+    "export_for_hub",
     "fold_batch_norm",
     "from_torch_state_dict",
     "grad_cam",
@@ -39,6 +46,7 @@ __all__ = [
     "load",
     "local_aggregation",
     "models",
+    "push_to_hub",
     "reports",
     "to_torch_state_dict",
     "weights",

@@ -90,7 +90,7 @@ class Predictor:
         model: str | None = None,
         names: Sequence[str] | None = None,
     ) -> "Predictor":
-        """Load a converted folder, a training workdir or a PyTorch file.
+        """Load whatever ``cotnet_jax.load`` takes.
 
         Args:
           path, kind, model: as in ``cotnet_jax.load``.

@@ -12,7 +12,7 @@ SUMMARIES = {
     "evaluate": "Measure the accuracy of a run or of given weights, and write a report.",
     "plot": "Draw the curves of a run, or compare runs.",
     "predict": "Classify images.",
-    "convert": "Convert PyTorch weights for JAX, and back.",
+    "convert": "Convert PyTorch or Keras weights for JAX, and back to PyTorch.",
     "export": "Write a network for ONNX Runtime, or for JAX alone.",
     "benchmark": "Measure the speed of a training step.",
 }

@@ -1,4 +1,4 @@
-"""``cotnet-convert``: convert PyTorch weights of a CoTNet for JAX, and back.
+"""``cotnet-convert``: convert weights of a CoTNet for JAX, and back to PyTorch.
 
 Neither needs PyTorch, and nothing in the file is executed.
 """
@@ -40,15 +40,15 @@ def parse(arguments: list[str] | None = None) -> Any:
 def make_parser() -> command_line.Parser:
     """Define the options."""
     parser = command_line.Parser(
-        "Convert PyTorch weights for JAX, and back. Neither needs PyTorch.",
+        "Convert PyTorch or Keras weights for JAX, and back to PyTorch. Needs neither of them.",
         EXAMPLES,
         notes="A .pth.tar file is converted as it was downloaded, without unpacking it.",
         replaced={"--input": "--weights=PATH", "--to-torch": "--to_torch"},
     )
     command_line.add_weights(
         parser,
-        "A .pth.tar, .pth or .safetensors file; with --to_torch also a converted folder or the "
-        "workdir of a training run.",
+        "A .pth.tar, .pth or .safetensors file, a .h5 file of kecam, or hf-hub:OWNER/NAME; with "
+        "--to_torch also a converted folder or the workdir of a training run.",
         required=True,
     )
     parser.add_argument(

@@ -42,7 +42,7 @@ def make_parser(
     command_line.add_weights(
         parser,
         "Weights to start from or to evaluate: a converted folder, another run's workdir or one "
-        "of its checkpoints/STEP, or a PyTorch file.",
+        "of its checkpoints/STEP, a file of PyTorch or kecam, or hf-hub:OWNER/NAME.",
         several=several_weights,
     )
     parser.add_argument(

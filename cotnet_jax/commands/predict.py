@@ -137,8 +137,8 @@ def make_parser() -> command_line.Parser:
     )
     command_line.add_weights(
         parser,
-        "A converted folder, a training run's workdir or one of its checkpoints/STEP, or a "
-        ".pth.tar, .pth or .safetensors file.",
+        "A converted folder, a training run's workdir or one of its checkpoints/STEP, a "
+        ".pth.tar, .pth, .safetensors or .h5 file, or hf-hub:OWNER/NAME.",
         required=True,
     )
     parser.add_argument(

@@ -25,7 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Number of parts that a step's batch is processed in, one after the other.
     config.accumulate_steps = 1
     # Weights to start from: a converted folder, a workdir (its best checkpoint) or one step of it
-    # (WORKDIR/checkpoints/STEP), or a PyTorch file; "": random weights.
+    # (WORKDIR/checkpoints/STEP), a file of PyTorch or kecam, or hf-hub:OWNER/NAME; "": random
+    # weights.
     config.init_from = ""
     # Kind of those weights: "ema", "raw", or "" = the EMA where there is one.
     config.init_kind = ""

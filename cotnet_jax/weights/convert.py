@@ -1,4 +1,4 @@
-"""Convert PyTorch files to folders of weights, and back.
+"""Convert files of PyTorch, Keras and the Hub to folders of weights, and back to PyTorch.
 
 What is written is read back and compared.
 """
@@ -38,14 +38,14 @@ Path = str | os.PathLike
 def convert_torch_file(
     path: Path, output: Path, model: str | None = None, kind: Kind | None = None
 ) -> None:
-    """Convert a PyTorch file to a folder of weights, and print a report.
+    """Convert a file of PyTorch or Keras to a folder of weights, and print a report.
 
     All values are checked before anything is written, as in ``load``. The written copy is read
     back, must equal the file array by array and must give finite logits. On an error nothing is
     left of it.
 
     Args:
-      path: a .pth.tar, .pth or .safetensors file.
+      path: a .pth.tar, .pth, .safetensors or .h5 file, or ``hf-hub:OWNER/NAME``, as in ``load``.
       output: the folder to create, laid out as ``folder`` documents.
       model: name of the model; None identifies it by the names and shapes of the tensors.
       kind: "ema" or "raw"; None chooses the EMA if the file has one.
@@ -54,18 +54,11 @@ def convert_torch_file(
       FileNotFoundError: ``path`` does not exist.
       ValueError: the file cannot be read, its weights do not fit, or ``output`` exists.
     """
-    path = files.local(path)
-    if is_converted_or_trained(path):
-        raise WeightsError(
-            f"{path} already holds weights for JAX, ready to use; --to_torch writes them as a file "
-            "for PyTorch"
-        )
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}; give a .pth.tar, .pth or .safetensors file")
+    path = path if files.is_hub(path) else _existing_file(path)
     with NewFolder(output) as folder:
         read = read_weights(path, kind, model)
         print(*read.notes, sep="\n", flush=True)
-        net = create_model(read.model, num_classes=read.num_classes)
+        net = create_model(read.model, num_classes=read.num_classes, **read.attributes)
         folder.write(
             read.variables,
             {
@@ -74,8 +67,11 @@ def convert_torch_file(
                 "input_channels": read.input_channels,
                 "parameters": read.parameter_count(),
                 "weights": read.kind,
-                "source": {**read.source, "sha256": files.sha256(*files_of(path))},
+                "source": _with_checksum(read.source, path),
                 "default_cfg": net.default_cfg,
+                "settings": read.settings,
+                "attributes": read.attributes,
+                "class_names": read.class_names,
                 "num_batches_tracked": read.batches,
             },
         )
@@ -99,6 +95,23 @@ def convert_torch_file(
     )
 
 
+def _existing_file(path):
+    path = files.local(path)
+    if is_converted_or_trained(path):
+        raise WeightsError(
+            f"{path} already holds weights for JAX, ready to use; --to_torch writes them as a file "
+            "for PyTorch"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}; give a .pth.tar, .pth, .safetensors or .h5 file")
+    return path
+
+
+def _with_checksum(source, path):
+    # Weights of the Hub come with theirs, which was compared.
+    return source if "sha256" in source else {**source, "sha256": files.sha256(*files_of(path))}
+
+
 def convert_to_torch(
     path: Path, output: Path, model: str | None = None, kind: Kind | None = None
 ) -> None:
@@ -107,7 +120,7 @@ def convert_to_torch(
     In PyTorch, load it by ``model.load_state_dict(safetensors.torch.load_file(output))``.
 
     Args:
-      path: a folder of weights, a training run's workdir, or a PyTorch file.
+      path: whatever ``load`` takes.
       output: the .safetensors file to create.
       model, kind: as in ``convert_torch_file``.
 

@@ -27,6 +27,7 @@ from cotnet_jax.checkpoint import checksums
 DESCRIPTION = "cotnet.json"
 ARRAYS = "weights"
 FORMAT = "cotnet_jax weights 1"
+ANOTHER_OUTPUT = "give another --output"
 _VERSIONS_OF = ("jax", "flax", "orbax-checkpoint", "numpy")
 
 
@@ -80,24 +81,34 @@ def read_arrays(path) -> dict[str, dict]:
     return jax.tree.map(np.asarray, arrays)
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that read and write weights."""
+    return {name: importlib.metadata.version(name) for name in _VERSIONS_OF}
+
+
 class NewFolder:
     """Writes a folder under a temporary name; ``publish`` renames it, in one step.
 
     A context manager, which removes the folder unless it was published.
 
+    Args:
+      path: the folder.
+      otherwise: what to do if it cannot be written, besides deleting it.
+
     Raises:
       WeightsError: ``path`` exists, or its parent cannot be written to.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, otherwise: str = ANOTHER_OUTPUT):
         self.path = files.local(path)
+        self._otherwise = otherwise
         self.unfinished = files.unfinished_name(self.path)
         self._stack = contextlib.ExitStack()
         self._require_new()
 
     def __enter__(self) -> "NewFolder":
         with contextlib.ExitStack() as stack:
-            stack.enter_context(lock_output(self.path))
+            stack.enter_context(lock_output(self.path, self._otherwise))
             self._require_new()
             stack.callback(shutil.rmtree, self.unfinished, ignore_errors=True)
             try:
@@ -112,7 +123,7 @@ class NewFolder:
 
     def _require_new(self) -> None:
         if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise WeightsError(f"{self.path} exists: delete it or give another --output")
+            raise WeightsError(f"{self.path} exists: delete it or {self._otherwise}")
 
     def write(self, variables: dict, description: dict[str, Any]) -> None:
         """Write arrays and description into ``unfinished``."""
@@ -121,7 +132,7 @@ class NewFolder:
         description = {
             "format": FORMAT,
             **description,
-            "versions": {name: importlib.metadata.version(name) for name in _VERSIONS_OF},
+            "versions": versions(),
             "files": checksums.checksums(epath.Path(self.unfinished / ARRAYS)),
         }
         text = json.dumps(description, indent=2, allow_nan=False) + "\n"
@@ -136,16 +147,14 @@ class NewFolder:
 
 
 @contextlib.contextmanager
-def lock_output(path: pathlib.Path) -> Iterator[None]:
+def lock_output(path: pathlib.Path, otherwise: str = ANOTHER_OUTPUT) -> Iterator[None]:
     """Hold a file or folder that is to be created, and clear what killed processes left of it.
 
     Raises:
       LockedError: another process is creating it.
       WeightsError: its parent cannot be written to.
     """
-    lock = files.FolderLock(
-        files.lock_file_beside(path), f"{path} is being written", "give another --output"
-    )
+    lock = files.FolderLock(files.lock_file_beside(path), f"{path} is being written", otherwise)
     try:
         lock.acquire()
     except files.LockedError:

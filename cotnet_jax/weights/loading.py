@@ -1,4 +1,4 @@
-"""Read the weights of a trained model: a PyTorch file, a converted folder or a training run."""
+"""Read the weights of a trained model, from wherever they are: ``read_weights`` is the one door."""
 
 import dataclasses
 import math
@@ -19,10 +19,17 @@ from cotnet_jax.config import weight_kinds
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
 from cotnet_jax.models.stages import stage_of
-from cotnet_jax.weights import folder, identify
+from cotnet_jax.weights import folder, identify, keras_file, keras_name_map
 from cotnet_jax.weights.class_order import match_classes
 from cotnet_jax.weights.folder import WeightsError
-from cotnet_jax.weights.name_map import IGNORED, from_torch_state_dict, torch_shapes
+from cotnet_jax.weights.hub import client as hub
+from cotnet_jax.weights.hub import folder as hub_folder
+from cotnet_jax.weights.name_map import (
+    IGNORED,
+    MisfitError,
+    from_torch_state_dict,
+    torch_shapes,
+)
 from cotnet_jax.weights.torch_files import (
     Kind,
     TorchCheckpoint,
@@ -32,6 +39,7 @@ from cotnet_jax.weights.torch_files import (
     read_torch_checkpoint,
 )
 from cotnet_jax.weights.torch_files.errors import errors_of
+from cotnet_jax.weights.torch_files.inert import printable
 
 # The largest model has 3,600; comparing names takes quadratic time.
 _MOST_TENSORS = 10_000
@@ -102,13 +110,15 @@ def load(
 
     Args:
       path: a folder made by cotnet-convert; the workdir of a training run (its best
-        checkpoint) or one of its steps, WORKDIR/checkpoints/STEP; or a .pth.tar, .pth or
-        .safetensors file of PyTorch, the last also in shards (their index or its folder).
+        checkpoint) or one of its steps, WORKDIR/checkpoints/STEP; a .pth.tar, .pth or
+        .safetensors file of PyTorch, the last also in shards (their index or its folder); a .h5
+        file of kecam's CoTNets (needs h5py); or ``hf-hub:OWNER/NAME`` or ...``@REVISION``, a
+        repository made by ``push_to_hub`` (needs huggingface-hub), or a folder like it.
       num_classes: number of logits. If it is not that of the weights, the classifier is replaced
         by a new one with random weights, for fine-tuning, and a warning is logged. 0 removes the
         classifier: the model returns pooled features.
       kind: "ema" or "raw"; None chooses the EMA (exponential moving average) if there is one.
-      model: name of the model, for PyTorch files that fit several.
+      model: name of the model, for PyTorch and Keras files that fit several.
       class_names: classes of the dataset that the logits are to be for. Where the weights know as
         many, but in another order, the logits are put into this one. None checks nothing.
       accept_classes: use weights of other classes in the order that they have.
@@ -168,16 +178,24 @@ def read_weights(
     path: str | os.PathLike, kind: Kind | None = None, model: str | None = None
 ) -> Weights:
     """Read weights without creating the model; arguments and errors are those of ``load``."""
-    path = files.local(path)
     if kind not in (None, "ema", "raw"):
         raise ValueError(f"kind must be 'ema', 'raw' or None, not {kind!r}")
+    if files.is_hub(path):
+        address = files.expand(path)
+        return _read_hub(hub.download(address, hub_folder.NEEDED), address, kind, model)
+    path = files.local(path)
     run = run_of(path)
     if run is None and not path.exists():
         raise FileNotFoundError(
             f"no file or folder {path}; give a folder made by "
             f"{command_line.command('convert')}, the workdir of a training run or its "
-            "checkpoints/STEP, or a .pth.tar, .pth or .safetensors file"
+            "checkpoints/STEP, a .pth.tar, .pth, .safetensors or .h5 file, or "
+            f"{files.HUB}OWNER/NAME"
         )
+    if hub_folder.is_hub_folder(path):
+        return _read_hub(path, str(path), kind, model)
+    if keras_file.is_hdf5(path):
+        return _read_keras(path, kind, model)
     if folder.is_weights_folder(path):
         read = _read_folder(path, kind)
     elif run is not None:
@@ -204,6 +222,8 @@ def run_of(path: str | os.PathLike) -> Workdir | None:
 
     The checkpoint itself may be missing.
     """
+    if files.is_hub(path):
+        return None
     path = files.local(path)
     if _is_workdir(path) and not folder.is_weights_folder(path):
         return Workdir(path)
@@ -223,13 +243,10 @@ def read_settings(
     Raises:
       FileNotFoundError, ValueError: as ``load``.
     """
-    if folder.is_weights_folder(files.local(path)):
+    if not files.is_hub(path) and folder.is_weights_folder(files.local(path)):
         description = folder.read_description(files.local(path))
-        name, settings, attributes = (
-            description["model"],
-            _settings(description["default_cfg"]),
-            {},
-        )
+        name, attributes = description["model"], description.get("attributes", {})
+        settings = _settings_of(description)
     else:
         read = read_weights(path, kind, model)
         name, settings, attributes = read.model, read.settings, read.attributes
@@ -274,9 +291,9 @@ def _read_folder(path, wanted):
         model=description["model"],
         variables=folder.read_arrays(path),
         kind=kind,
-        settings=_settings(description["default_cfg"]),
-        attributes={},
-        class_names=None,
+        settings=_settings_of(description),
+        attributes=description.get("attributes", {}),
+        class_names=tuple(description.get("class_names") or ()) or None,
         batches=description["num_batches_tracked"],
         source=description["source"],
         notes=(f"{path}: {kind} weights of {description['model']}",),
@@ -327,6 +344,73 @@ def _read_config(workdir):
     except (OSError, KeyError, TypeError) as error:
         raise WeightsError(f"{file}: cannot be read: {error!r}") from None
     return config
+
+
+def _read_hub(path, address: str, kind, model) -> Weights:
+    """Read a folder of ``hub.folder``, called ``address`` in reports."""
+    known = hub_folder.read_settings(path)
+    if kind not in (None, known.kind):
+        raise WeightsError(f"{address}: has {known.kind} weights only, not {kind}")
+    if model not in (None, known.model):
+        raise WeightsError(f"{address}: holds weights of {known.model}, not of {model}")
+    read = _read_torch(path / hub_folder.TENSORS, None, known.model)
+    if (read.kind, read.num_classes) != (known.kind, known.num_classes):
+        raise WeightsError(
+            f"{address}: {hub_folder.SETTINGS} says {known.kind} weights of {known.num_classes} "
+            f"classes, {hub_folder.TENSORS} has {read.kind} weights of {read.num_classes}"
+        )
+    return dataclasses.replace(
+        read,
+        settings=known.settings,
+        attributes=known.attributes,
+        class_names=known.class_names,
+        source={"file": address, "format": "hub", "sha256": known.sha256},
+        notes=(
+            f"{address}: {known.kind} weights of {known.model}, {known.num_classes} classes, "
+            "checksum as noted",
+        ),
+    )
+
+
+def _read_keras(path, kind, model) -> Weights:
+    if kind == "ema":
+        raise WeightsError(f"{path}: has no ema weights that are marked so; omit the kind")
+    arrays = keras_file.read_keras_file(path)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if model is not None:
+        create_model(model)
+        name, how = model, "as requested"
+    elif fits := keras_name_map.matching_models(shapes):
+        name, how = fits[0], _how_found(fits)
+    else:
+        raise WeightsError(
+            f"{path}: its {len(shapes)} arrays ({', '.join(map(printable, list(shapes)[:3]))}, "
+            "...) are not those of a CoTNet of keras_cv_attention_models; --model=NAME lists what "
+            "is missing"
+        )
+    try:
+        variables = keras_name_map.from_keras_weights(name, arrays)
+    except MisfitError as error:
+        raise WeightsError(f"{path}: does not fit {name!r}, {error}") from None
+    except weight_values.WeightValuesError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    read = Weights(
+        model=name,
+        variables=variables,
+        kind="raw",
+        settings=_settings(create_model(name).default_cfg),
+        attributes={},
+        class_names=None,
+        batches=0,
+        source={"file": path.name, "format": keras_file.FORMAT},
+        notes=(),
+    )
+    notes = (
+        f"read      {path}: {keras_file.FORMAT}, {path.stat().st_size:,} bytes",
+        f"weights   {len(shapes)} arrays; the file does not say whether they are an EMA",
+        f"model     {name}, {how}; {read.num_classes} classes",
+    )
+    return dataclasses.replace(read, notes=notes)
 
 
 def _read_torch(path, kind, model):
@@ -433,9 +517,7 @@ def _choose_model(checkpoint: TorchCheckpoint, shapes, model) -> tuple[str, str]
     if checkpoint.arch in fits:
         return checkpoint.arch, "named in the file"
     if fits:
-        others = " or ".join(f"--model={other}" for other in fits[1:])
-        more = f"; they fit another model too: {others}" if others else ""
-        return fits[0], f"by names and shapes{more}"
+        return fits[0], _how_found(fits)
     nearest = identify.nearest_model(shapes)
     if nearest is None:
         more = (checkpoint.unsupported and _unsupported(checkpoint, checkpoint.unsupported)) or ""
@@ -444,6 +526,12 @@ def _choose_model(checkpoint: TorchCheckpoint, shapes, model) -> tuple[str, str]
             f"are not those of a CoTNet; models are {', '.join(list_models())}{more}"
         )
     return nearest, "the nearest by names and shapes"
+
+
+def _how_found(fits) -> str:
+    others = " or ".join(f"--model={other}" for other in fits[1:])
+    more = f"; they fit another model too: {others}" if others else ""
+    return f"by names and shapes{more}"
 
 
 def _batches_tracked(checkpoint):
@@ -505,6 +593,11 @@ def _torch_notes(path, checkpoint, read, how):
             f"not run   {', '.join(checkpoint.inert[:20])}{more}: named in the file, neither "
             "imported nor called"
         )
+
+
+def _settings_of(description):
+    # Earlier versions noted only how the published weights were evaluated.
+    return description.get("settings") or _settings(description["default_cfg"])
 
 
 def _settings(default_cfg):

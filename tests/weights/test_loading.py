@@ -10,35 +10,20 @@ import zipfile
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from helpers import golden
 from helpers import torch_file_builder as build
+from helpers.tiny_runs import CLASSES, CONFIG, equal, make_workdir, variables_of
 
 import cotnet_jax
-from cotnet_jax.checkpoint.checkpointer import Checkpointer
-from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.weights import convert, loading, name_map
 from cotnet_jax.weights.folder import NewFolder, WeightsError
 
-CLASSES = 10
 IMAGE = np.ones((1, 32, 32, 3), np.float32)
 
 
 def output_shape(model, variables):
     return jax.eval_shape(model.apply, variables, IMAGE).shape
-
-
-def variables_of(seed):
-    shapes = name_map.torch_shapes("cotnet_tiny", num_classes=CLASSES)
-    return cotnet_jax.from_torch_state_dict("cotnet_tiny", golden.state_dict(shapes, seed))
-
-
-def equal(first, second):
-    return jax.tree.structure(first) == jax.tree.structure(second) and all(
-        np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -54,41 +39,6 @@ def torch_file(tmp_path_factory):
 def folder(torch_file):
     path = torch_file.with_name("tiny")
     convert.convert_torch_file(torch_file, path)
-    return path
-
-
-CONFIG = {
-    "model": {"name": "cotnet_tiny", "output_stride": 16},
-    "data": {
-        "name": "digits",
-        "image_size": 40,
-        "crop": 0.9,
-        "interpolation": "bilinear",
-        "mean": [0.1, 0.2, 0.3],
-        "std": [0.4, 0.5, 0.6],
-    },
-    "ema": {"decay": 0.999},
-}
-
-
-def make_workdir(path, config=CONFIG, steps=((1, 30.0), (2, 50.0), (3, 40.0)), ema=True):
-    """A run's folder: raw weights of step s are those of seed 10 + s, averages 20 + s."""
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps(config))
-    optimizer = optax.sgd(0.1)
-    metric = "ema_top1" if ema else "raw_top1"
-    with Checkpointer(path / "checkpoints", keep_best=3, best_metric=metric) as checkpointer:
-        for step, top1 in steps:
-            raw = jax.tree.map(jnp.asarray, variables_of(10 + step))
-            state = TrainState(
-                step=jnp.asarray(step, jnp.int32),
-                params=raw["params"],
-                batch_stats=raw["batch_stats"],
-                ema=jax.tree.map(jnp.asarray, variables_of(20 + step)) if ema else None,
-                opt_state=optimizer.init(raw["params"]),
-                key=jax.random.key_data(jax.random.key(0)),
-            )
-            checkpointer.save(state, {metric: top1} if top1 is not None else None)
     return path
 
 
@@ -243,19 +193,19 @@ def test_weights_too_large_for_the_dtype_asked_for(folder):
             loading.load(folder, param_dtype=jnp.float16)
 
 
-def test_checkpoint_whose_values_are_no_numbers(tmp_path, monkeypatch):
-    variables = variables_of(23)
-    variables["params"]["head"]["bias"][3] = np.nan
-    original = variables_of
-    monkeypatch.setitem(
-        globals(), "variables_of", lambda seed: variables if seed == 23 else original(seed)
+def test_checkpoint_whose_values_are_no_numbers(tmp_path):
+    spoilt = variables_of(23)
+    spoilt["params"]["head"]["bias"][3] = np.nan
+    path = make_workdir(
+        tmp_path / "run",
+        steps=((2, 50.0), (3, 60.0)),
+        variables=lambda seed: spoilt if seed == 23 else variables_of(seed),
     )
-    path = make_workdir(tmp_path / "run", steps=((2, 50.0), (3, 60.0)))
     with pytest.raises(WeightsError, match=r"step 3: 1 arrays .*\n.*ema/params/head/bias: 1 of 10"):
         loading.read_weights(path / "checkpoints" / "3")
     # The best one that is finite.
     read = loading.read_weights(path)
-    assert equal(read.variables, original(22))
+    assert equal(read.variables, variables_of(22))
     assert (read.batches, read.source["ema_top1"]) == (2, 50.0)
 
 
