@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from cotnet_jax.export.formats import ExportError
 from cotnet_jax.predictor import Predictor
 from cotnet_jax.version import __version__
 
@@ -66,7 +67,12 @@ def describe(predictor: Predictor, options: Options) -> dict[str, Any]:
     """Return the description that a file carries: values that JSON can hold.
 
     Its "input" has dtype, shape and layout of the images; a dimension that is not fixed is a name.
+
+    Raises:
+      ExportError: the network has no classifier.
     """
+    if not predictor.names:
+        raise ExportError("these weights have no classifier, so there are no probabilities")
     preparation = preparation_of(predictor)
     batch, size = options.batch_size or "batch", preparation.image_size
     if options.preprocess:

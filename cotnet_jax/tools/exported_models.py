@@ -44,7 +44,7 @@ def find(folder: Path) -> dict[str, Path | None]:
     return files | {
         name: None
         for name in list_models()
-        if name not in with_goldens and get_variant(name).top1 is None
+        if name not in with_goldens and get_variant(name).gmacs
     }
 
 
