@@ -18,6 +18,7 @@ def get_config():
     config.eval.batch_size = 64
     config.model.drop_path_rate = 0.0
     config.finetune.new_head = True
+    config.finetune.rate_multipliers = "head=10"
     config.data.num_threads = 4
 
     # Weak augmentation: few images are seen for a short time.
@@ -32,7 +33,7 @@ def get_config():
     config.schedule.unit = "step"
     config.schedule.warmup_epochs = 1
     config.schedule.warmup_start = 0.0
-    config.schedule.peak = 3e-4
+    config.schedule.peak = 5e-4
     config.schedule.final = 0.0
     config.ema.decay = 0.999
     config.ema.warmup = True

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from absl import logging
 
 from cotnet_jax.checkpoint.train_state import TrainState
+from cotnet_jax.config import weight_kinds
 from cotnet_jax.distributed import sharding
+from cotnet_jax.models import parameter_names
 from cotnet_jax.training import setup as training_setup
 from cotnet_jax.training.loop import build_optimizer, build_train_step
 from cotnet_jax.training.setup import TrainSetup
@@ -52,6 +53,11 @@ def without_kernels(config: ml_collections.ConfigDict, model: nn.Module) -> nn.M
     return model.clone(implementation="xla")
 
 
+def frozen_backbone(config: ml_collections.ConfigDict, model: nn.Module) -> nn.Module:
+    config.finetune.freeze = "stem|stage.*"
+    return model
+
+
 # Each changes a copy of the configuration and returns the network.
 VARIANTS = {
     AS_CONFIGURED: lambda config, model: model,
@@ -59,6 +65,7 @@ VARIANTS = {
     "without EMA": without_ema,
     "separate group norm": without_fusion,
     "without kernels": without_kernels,
+    "frozen backbone": frozen_backbone,
 }
 
 
@@ -68,30 +75,43 @@ def set_up_training(config: ml_collections.ConfigDict) -> TrainSetup:
     return training_setup.set_up_training(config)
 
 
-def lower_step(
-    setup: TrainSetup, variant: str, optimizer: optax.GradientTransformation, batch: dict
-) -> tuple[jax.stages.Lowered, bool]:
-    """Return a variant's step, not compiled yet, and whether its state has an EMA."""
+def set_up_variant(setup: TrainSetup, variant: str) -> TrainSetup:
+    """Return what a variant's configuration resolves to."""
     config = copy.deepcopy(setup.config)
     model = VARIANTS[variant](config, setup.model)
     evaluation = dataclasses.replace(setup.eval, config=config, model=model)
-    setup = dataclasses.replace(setup, eval=evaluation)
+    return dataclasses.replace(setup, eval=evaluation)
+
+
+def lower_step(setup: TrainSetup, batch: dict) -> jax.stages.Lowered:
+    """Return the train step, not compiled yet."""
+    optimizer = build_optimizer(setup)
     state = abstract_train_state(setup, optimizer)
-    return build_train_step(setup, optimizer).lower(state, batch), state.ema is not None
+    return build_train_step(setup, optimizer).lower(state, batch)
+
+
+def copy_state(setup: TrainSetup, state: TrainState) -> TrainState:
+    """Return a copy of the state of the step as configured, for a variant of it."""
+    trained, _ = parameter_names.split(state.params, setup.groups.frozen)
+    state = state.replace(
+        ema=state.ema if "ema" in weight_kinds(setup.config) else None,
+        opt_state=sharding.replicate(setup.mesh, build_optimizer(setup).init(trained)),
+    )
+    return jax.tree.map(jnp.copy, state)
 
 
 def compile_variants(
-    lowered: dict[str, tuple[jax.stages.Lowered, bool]],
+    lowered: dict[str, jax.stages.Lowered],
 ) -> dict[str, jax.stages.Compiled]:
     """Compile the steps: the first alone, the others at the same time.
 
     With a compilation cache the others then find what XLA measured for the first one.
     """
     first, *others = lowered
-    compiled = {first: lowered[first][0].compile()}
+    compiled = {first: lowered[first].compile()}
     logging.info("compiled %r", first)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        steps = pool.map(lambda variant: lowered[variant][0].compile(), others)
+        steps = pool.map(lambda variant: lowered[variant].compile(), others)
         return compiled | dict(zip(others, steps, strict=True))
 
 
@@ -104,6 +124,14 @@ def make_batch(setup: TrainSetup) -> dict[str, jax.Array]:
         "label": random.integers(0, setup.model.num_classes, rows, np.int32),
     }
     return sharding.shard_batch(setup.mesh, batch)
+
+
+def _memory_of(step: jax.stages.Compiled) -> str:
+    """Return the device memory of a step, its arguments included, in GB; "" if unknown."""
+    memory = step.memory_analysis()
+    if memory is None:
+        return ""
+    return f"{(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9:.2f}"
 
 
 def run(step, state: TrainState, batch: dict, count: int) -> tuple[TrainState, float]:
@@ -138,26 +166,21 @@ def benchmark(
         f"{config.model.name}, {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}, "
         f"{setup.model.dtype.name}, batch {config.batch_size}, {config.data.image_size} pixels"
     )
-    optimizer = build_optimizer(setup)
+    setups = {variant: set_up_variant(setup, variant) for variant in variants}
     batch = make_batch(setup)
     start = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Made in the meantime.
-        first_state = pool.submit(create_train_state, setup, optimizer)
-        lowered = {variant: lower_step(setup, variant, optimizer, batch) for variant in variants}
+        first_state = pool.submit(create_train_state, setup, build_optimizer(setup))
+        lowered = {variant: lower_step(setups[variant], batch) for variant in variants}
         passed = time.perf_counter() - start
         logging.info("lowered %d variants in %.0f s; compiling", len(variants), passed)
         compiled = compile_variants(lowered)
     logging.info("compiled after %.0f s", time.perf_counter() - start)
-    memory = compiled[variants[0]].memory_analysis()
-    if memory is not None:
-        used = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9
-        print(f"device memory of the step: {used:.2f} GB")
-    first_state, states = first_state.result(), {}
+    states: dict[str, TrainState] = {}
     for variant, step in compiled.items():
         # A step donates its state, so that each variant needs its own.
-        has_ema = lowered[variant][1]
-        state = jax.tree.map(jnp.copy, first_state if has_ema else first_state.replace(ema=None))
+        state = copy_state(setups[variant], first_state.result())
         states[variant], each = run(step, state, batch, 1)
         logging.info("first step of %r: %.1f s", variant, each)
         states[variant], each = run(step, states[variant], batch, 2)
@@ -170,12 +193,12 @@ def benchmark(
             states[variant], each = run(step, states[variant], batch, STEPS)
             seconds[variant].append(each)
     first = statistics.median(seconds[variants[0]])
-    print(f"{'variant':25} {'ms':>8} {'images/s':>9} {'of first':>8}", flush=True)
+    print(f"{'variant':25} {'ms':>8} {'images/s':>9} {'of first':>8} {'GB':>7}", flush=True)
     for variant, each in seconds.items():
         median = statistics.median(each)
         print(
             f"{variant:25} {median * 1e3:8.2f} {config.batch_size / median:9.0f} "
-            f"{median / first:8.3f}"
+            f"{median / first:8.3f} {_memory_of(compiled[variant]):>7}"
         )
     if trace:
         with jax.profiler.trace(trace):

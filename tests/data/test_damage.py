@@ -240,6 +240,7 @@ def test_a_damaged_archive_is_an_error_that_names_it(tmp_path, damage, name):
 
 class TinyPlan:
     fingerprint = "f"
+    leave_out = False
 
     def __init__(self, folder):
         self.incomplete = folder
