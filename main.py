@@ -1,11 +1,12 @@
 """Train or evaluate a CoTNet: cotnet-train and cotnet-evaluate, without installing."""
 
-from cotnet_jax import command_line
+from cotnet_jax import interrupt
 
 if __name__ == "__main__":
     # Before everything that takes longer to import.
-    command_line.end_at_once_on_interrupt()
+    interrupt.end_at_once()
 
+from cotnet_jax import command_line
 from cotnet_jax.commands import evaluate, job, train
 
 MODES = {"train": train, "evaluate": evaluate}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cotnet_jax import command_line
+from cotnet_jax import command_line, interrupt
 from cotnet_jax.commands import job
 
 SUMMARY = "Measure the accuracy of a run's best checkpoint, or of the weights that are given."
@@ -14,7 +14,7 @@ EXAMPLES = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command_line.end_at_once_on_interrupt()
+    interrupt.end_at_once()
     run(parse(arguments))
 
 
@@ -40,9 +40,9 @@ def check(parser: command_line.Parser, options: Any) -> None:
 def run(options: Any) -> None:
     """Evaluate, and exit."""
 
-    def evaluate(config, workdir):
+    def load():
         from cotnet_jax.training.evaluate import evaluate_only
 
-        return evaluate_only(config, workdir)
+        return evaluate_only
 
-    job.run(evaluate, options)
+    job.run(load, options)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cotnet_jax import command_line
+from cotnet_jax import command_line, interrupt
 from cotnet_jax.commands import job
 
 SUMMARY = "Train a CoTNet. The same command again continues where the run stopped."
@@ -14,7 +14,7 @@ EXAMPLES = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command_line.end_at_once_on_interrupt()
+    interrupt.end_at_once()
     run(parse(arguments))
 
 
@@ -40,9 +40,9 @@ def check(parser: command_line.Parser, options: Any) -> None:
 def run(options: Any) -> None:
     """Train, and exit."""
 
-    def train(config, workdir):
-        from cotnet_jax.training import loop
+    def load():
+        from cotnet_jax.training.loop import train
 
-        return loop.train(config, workdir)
+        return train
 
-    job.run(train, options)
+    job.run(load, options)
