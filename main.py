@@ -6,6 +6,8 @@ if __name__ == "__main__":
     # Before everything that takes longer to import.
     interrupt.end_at_once()
 
+from typing import Any
+
 from cotnet_jax import command_line
 from cotnet_jax.commands import evaluate, job, train
 
@@ -25,12 +27,17 @@ def make_parser() -> command_line.Parser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> None:
+def parse(arguments: list[str] | None = None) -> Any:
+    """Return the options, with the configuration as ``config``, or exit with an error."""
     parser = make_parser()
     options = job.parse(parser, arguments)
-    mode = MODES[options.mode]
-    mode.check(parser, options)
-    mode.run(options)
+    MODES[options.mode].check(parser, options)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    MODES[options.mode].run(options)
 
 
 if __name__ == "__main__":
