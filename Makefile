@@ -28,7 +28,7 @@ help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 demo: $(VENV)/.installed
-	$(VENV)/bin/python main.py --config=configs/digits.py --workdir=runs/digits
+	$(VENV)/bin/cotnet-train --config=digits --workdir=runs/digits
 
 test: $(VENV)/.installed-test
 	$(TESTS) -m "not slow"

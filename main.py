@@ -3,18 +3,21 @@
 import argparse
 import sys
 
-from cotnet_jax import command_line
+from cotnet_jax import interrupt
 
 if __name__ == "__main__":
     # Before everything that takes longer to import.
-    command_line.end_at_once_on_interrupt()
+    interrupt.end_at_once()
+
+from typing import Any
 
 from cotnet_jax.commands import evaluate, train
 
 MODES = {"train": train, "evaluate": evaluate}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def parse(arguments: list[str] | None = None) -> Any:
+    """Return the options, with the configuration as ``config``, or exit with an error."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # Each mode has options of its own, and its parser refuses what is no mode.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -27,7 +30,12 @@ def main(arguments: list[str] | None = None) -> None:
         default="train",
         help="What to do (%(default)s); --mode=evaluate --help has the options of evaluating.",
     )
-    mode.run(mode.parse(arguments, parser))
+    return mode.parse(arguments, parser)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    MODES[options.mode].run(options)
 
 
 if __name__ == "__main__":

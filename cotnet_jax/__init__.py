@@ -1,4 +1,6 @@
-"""CoTNet, Contextual Transformer Networks, in JAX::
+"""CoTNet, Contextual Transformer Networks, in JAX.
+
+What most programs need::
 
     model = cotnet_jax.create_model("cotnet50", num_classes=10)     # names: list_models()
     model, variables = cotnet_jax.load("cotnet50.pth.tar")          # weights, or a training run

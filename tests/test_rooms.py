@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "cotnet_jax"
 # the rooms themselves everywhere below the commands.
 ROOMS = (
     "version",
+    "interrupt",
     "files",
     "configs",
     "command_line",

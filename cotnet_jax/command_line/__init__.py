@@ -1,6 +1,5 @@
 """What commands share: the style of help and errors, options, and how a command is called."""
 
-from cotnet_jax.command_line.interrupt import end_at_once_on_interrupt, raise_on_interrupt
 from cotnet_jax.command_line.invocation import as_typed, command
 from cotnet_jax.command_line.parser import (
     KINDS,
@@ -17,9 +16,7 @@ __all__ = [
     "add_weights",
     "as_typed",
     "command",
-    "end_at_once_on_interrupt",
     "path",
     "positive",
     "print_any_name",
-    "raise_on_interrupt",
 ]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cotnet_jax import command_line
+from cotnet_jax import command_line, interrupt
 from cotnet_jax.command_line import config_option
 from cotnet_jax.commands import job
 
@@ -15,7 +15,7 @@ EXAMPLES = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command_line.end_at_once_on_interrupt()
+    interrupt.end_at_once()
     run(parse(arguments))
 
 
@@ -75,34 +75,37 @@ def parse(arguments: list[str] | None = None, parser: command_line.Parser | None
 def run(options: Any) -> None:
     """Evaluate, and exit."""
 
-    def evaluate(config, workdir):
+    def load():
         from cotnet_jax import reports
         from cotnet_jax.training.evaluate import evaluate_only
 
-        weights = options.weights or [None]
-        if options.all_checkpoints:
-            weights = reports.checkpoints_of(workdir)
-        configs = [
-            reports.evaluation_config(
-                config if options.config_named else None,
-                workdir=workdir,
-                weights=path,
-                kind=options.kind,
-                data=options.data,
-                split=options.split,
-                fields=options.fields,
-            )
-            for path in weights
-        ]
-        if options.all_checkpoints or len(configs) > 1:
-            rows, path = reports.evaluate_each(configs, workdir, output=options.output)
-            return rows, f"\n{reports.format_table(rows)}\n\nThe table:  {path}"
-        path = str(weights[0] or workdir)
-        if options.no_report:
-            metrics = evaluate_only(configs[0], workdir)
-            return metrics, job.summarize(metrics, path)
-        metrics, folder = reports.evaluate(configs[0], workdir, output=options.output)
-        look = ("look at the report", str(folder / reports.PAGE))
-        return metrics, job.summarize(metrics, path, look)
+        def evaluate(config, workdir):
+            weights = options.weights or [None]
+            if options.all_checkpoints:
+                weights = reports.checkpoints_of(workdir)
+            configs = [
+                reports.evaluation_config(
+                    config if options.config_named else None,
+                    workdir=workdir,
+                    weights=path,
+                    kind=options.kind,
+                    data=options.data,
+                    split=options.split,
+                    fields=options.fields,
+                )
+                for path in weights
+            ]
+            if options.all_checkpoints or len(configs) > 1:
+                rows, path = reports.evaluate_each(configs, workdir, output=options.output)
+                return rows, f"\n{reports.format_table(rows)}\n\nThe table:  {path}"
+            path = str(weights[0] or workdir)
+            if options.no_report:
+                metrics = evaluate_only(configs[0], workdir)
+                return metrics, job.summarize(metrics, path)
+            metrics, folder = reports.evaluate(configs[0], workdir, output=options.output)
+            look = ("look at the report", str(folder / reports.PAGE))
+            return metrics, job.summarize(metrics, path, look)
 
-    job.run(evaluate, options)
+        return evaluate
+
+    job.run(load, options)

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 from absl import app, logging
 
-from cotnet_jax import command_line, files
+from cotnet_jax import command_line, files, interrupt
 from cotnet_jax.command_line import config_option
 
 NOTES = """
@@ -91,27 +91,31 @@ def _set_weights(parser, options, arguments) -> None:
         parser.error(f"--kind={options.kind} needs --weights=PATH")
 
 
-def run(work: Callable[[ml_collections.ConfigDict, str], tuple[Any, str]], options: Any) -> None:
+Work = Callable[[ml_collections.ConfigDict, str], tuple[Any, str]]
+
+
+def run(load: Callable[[], Work], options: Any) -> None:
     """Work on a configuration, print the metrics, and exit with the code that NOTES documents.
 
     Args:
-      work: called with the configuration and the workdir, after all processes have been connected;
-        returns metrics, which are printed as JSON, and a text for people.
+      load: imports and returns the work: a function of the configuration and the workdir that
+        returns metrics, which are printed as JSON, and a text for people. The work is done after
+        all processes have been connected.
       options: from ``parse``.
     """
-    app.run(lambda _: _run(work, options), argv=sys.argv[:1])
+    app.run(lambda _: _run(load, options), argv=sys.argv[:1])
 
 
-def _run(work, options) -> None:
+def _run(load, options) -> None:
     # JAX takes seconds to import: wrong options are reported before that.
     from cotnet_jax.distributed import initialize
 
     logging.set_verbosity(logging.INFO)
     with initialize.exit_without_waiting():
-        _connect_and_work(work, options)
+        _connect_and_work(load, options)
 
 
-def _connect_and_work(work, options) -> None:
+def _connect_and_work(load, options) -> None:
     from cotnet_jax.checkpoint.checkpointer import CheckpointError
     from cotnet_jax.data.undecodable import UndecodableError
     from cotnet_jax.data.workers import WorkerLostError
@@ -119,6 +123,7 @@ def _connect_and_work(work, options) -> None:
     from cotnet_jax.distributed.preemption import EXIT_CODE, PreemptedError
     from cotnet_jax.training.trainer import DivergedError
 
+    work = load()
     # Their messages say what was wrong and what to do.
     explained = (
         ValueError,
@@ -130,7 +135,7 @@ def _connect_and_work(work, options) -> None:
     )
     try:
         # From here on an interrupt has more to close and to report.
-        command_line.raise_on_interrupt()
+        interrupt.raise_again()
         initialize.initialize(
             options.config.distributed,
             coordinator_address=options.coordinator_address,

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cotnet_jax import command_line
+from cotnet_jax import command_line, interrupt
 
 SUMMARY = "Draw loss, top-1, learning rate and speed of a run, or compare runs in one figure."
 EXAMPLES = (
@@ -16,7 +16,7 @@ _NAME = "curves.png"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command_line.end_at_once_on_interrupt()
+    interrupt.end_at_once()
     options = parse(arguments)
     from cotnet_jax.reports import curves
 

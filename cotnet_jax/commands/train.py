@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cotnet_jax import command_line
+from cotnet_jax import command_line, interrupt
 from cotnet_jax.commands import job
 
 SUMMARY = "Train a CoTNet. The same command again continues where the run stopped."
@@ -14,7 +14,7 @@ EXAMPLES = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    command_line.end_at_once_on_interrupt()
+    interrupt.end_at_once()
     run(parse(arguments))
 
 
@@ -35,15 +35,18 @@ def parse(arguments: list[str] | None = None, parser: command_line.Parser | None
 def run(options: Any) -> None:
     """Train, and exit."""
 
-    def train(config, workdir):
+    def load():
         from cotnet_jax.distributed.initialize import is_first_process
         from cotnet_jax.reports import curves
         from cotnet_jax.training import loop
 
-        metrics = loop.train(config, workdir)
-        if is_first_process():
-            curves.write_after_training(workdir)
-        look = ("look at the curves", f"tensorboard --logdir={workdir}/tensorboard")
-        return metrics, job.summarize(metrics, workdir, look)
+        def train(config, workdir):
+            metrics = loop.train(config, workdir)
+            if is_first_process():
+                curves.write_after_training(workdir)
+            look = ("look at the curves", f"tensorboard --logdir={workdir}/tensorboard")
+            return metrics, job.summarize(metrics, workdir, look)
 
-    job.run(train, options)
+        return train
+
+    job.run(load, options)

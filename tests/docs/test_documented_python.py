@@ -1,0 +1,51 @@
+"""The Python code that stands in README and docs: it compiles, and runs where it can."""
+
+import jax
+import pytest
+from helpers import documented
+
+ROOT = documented.ROOT
+BLOCKS = [
+    (f"{file.name}, block {number}", block)
+    for file in documented.FILES
+    for number, block in enumerate(documented.blocks(file, "python"), 1)
+]
+
+
+@pytest.mark.parametrize(("where", "code"), BLOCKS, ids=[where for where, _ in BLOCKS])
+def test_it_is_python(where, code):
+    compile(code, where, "exec")
+
+
+def test_the_quick_start():
+    quick_start, models, *_ = documented.blocks(ROOT / "README.md", "python")
+
+    def run():
+        names = {}
+        exec(f"{quick_start}\n{models}", names)
+        return names["logits"], names["state"]["intermediates"]["stage3_features"][0]
+
+    # Traced, not computed: the network is the full one.
+    logits, features = jax.eval_shape(run)
+    assert logits.shape == (8, 1000)
+    assert features.shape == (8, 14, 14, 1024)
+
+
+def test_a_configuration_of_ones_own():
+    names = {}
+    exec(documented.blocks(ROOT / "docs/training.md", "python")[0], names)
+    assert names["get_config"]().batch_size == 256
+
+
+@pytest.mark.slow
+@pytest.mark.end_to_end
+def test_loading_predicting_and_exporting(world, monkeypatch):
+    monkeypatch.chdir(world)
+    (step,) = (int(path.name) for path in (world / "runs/mine/checkpoints").iterdir())
+    names = {}
+    for block in documented.blocks(ROOT / "docs/weights.md", "python"):
+        exec(block.replace("checkpoints/5000", f"checkpoints/{step}"), names)
+    assert names["variables"].keys() == {"params", "batch_stats"}
+    restored = jax.export.deserialize(names["data"])
+    images = jax.numpy.zeros((2, 224, 224, 3))
+    assert restored.call(names["variables"], images).shape == (2, 1000)
