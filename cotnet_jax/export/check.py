@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cotnet_jax.data.normalize import normalize
-from cotnet_jax.export.formats import ExportError, Format
+from cotnet_jax.export.errors import ExportError
+from cotnet_jax.export.formats import Format
 from cotnet_jax.export.options import Options, preparation_of
 from cotnet_jax.export.runtimes import FAST_COMPILATION, open_file
 from cotnet_jax.predictor import Predictor
@@ -58,7 +60,9 @@ def compare(
     preparation = preparation_of(predictor)
     for batch, pixels in zip(inputs, prepared, strict=True):
         if not options.preprocess:
-            normalized = normalize(pixels, preparation.mean, preparation.std, np.float32)
+            normalized = normalize(
+                jnp.asarray(pixels), preparation.mean, preparation.std, np.float32
+            )
             batch = np.asarray(normalized)
         result = run(batch)
         if options.logits:
@@ -96,7 +100,9 @@ def _probabilities(predictor, pixels):
     preparation = preparation_of(predictor)
 
     def apply(variables, pixels):
-        images = normalize(pixels, preparation.mean, preparation.std, predictor.model.dtype)
+        images = normalize(
+            jnp.asarray(pixels), preparation.mean, preparation.std, predictor.model.dtype
+        )
         return jax.nn.softmax(predictor.model.apply(variables, images))
 
     apply = jax.jit(apply, compiler_options=FAST_COMPILATION)

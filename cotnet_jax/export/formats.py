@@ -2,7 +2,9 @@
 
 import importlib.util
 import pathlib
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+from cotnet_jax.export.errors import ExportError
 
 if TYPE_CHECKING:
     from cotnet_jax.predictor import Predictor
@@ -12,10 +14,6 @@ Format = Literal["stablehlo", "onnx"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _PACKAGES = {"stablehlo": "flatbuffers", "onnx": "onnx"}
 _INSTALL = "pip install 'cotnet_jax[export]'"
-
-
-class ExportError(ValueError):
-    """A file cannot be made, or does not compute what the model does; the message says why."""
 
 
 def find_format(output: pathlib.Path, wanted: Format | None = None) -> Format:

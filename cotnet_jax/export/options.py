@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from cotnet_jax.export.formats import ExportError
+from cotnet_jax.export.errors import ExportError
 from cotnet_jax.predictor import Predictor
 from cotnet_jax.version import __version__
 

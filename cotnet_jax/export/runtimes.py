@@ -1,7 +1,6 @@
 """Exported files as functions, as other programs run them."""
 
 import importlib.util
-import json
 import os
 import zipfile
 from collections.abc import Callable

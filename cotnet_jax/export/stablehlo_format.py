@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.image import scale_and_translate
 from jax import export as jax_export
+from jax.image import scale_and_translate
 
 from cotnet_jax.data.normalize import normalize
 from cotnet_jax.export.options import Options, Preparation, describe, preparation_of
@@ -29,9 +29,9 @@ _METHODS = {"bicubic": "cubic", "bilinear": "linear"}
 def build(predictor: Predictor, options: Options) -> bytes:
     """Return the content of a file for a predictor."""
     description = describe(predictor, options)
-    exported = jax_export.export(
-        jax.jit(_make_function(predictor, options)), platforms=PLATFORMS
-    )(_input(description["input"]))
+    exported = jax_export.export(jax.jit(_make_function(predictor, options)), platforms=PLATFORMS)(
+        _input(description["input"])
+    )
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(DESCRIPTION, json.dumps(description, indent=2, allow_nan=False))

@@ -20,7 +20,7 @@ def export_file(
     path: str | os.PathLike,
     output: str | os.PathLike,
     format: Format | None = None,
-    options: Options = Options(),
+    options: Options | None = None,
     *,
     kind: Kind | None = None,
     model: str | None = None,
@@ -36,7 +36,7 @@ def export_file(
       path, kind, model: as in ``cotnet_jax.load``.
       output: the file to create, .stablehlo or .onnx.
       format: "stablehlo" or "onnx"; None goes by the suffix of ``output``.
-      options: what the file is to contain.
+      options: what the file is to contain; None: the defaults of ``Options``.
       names: names of the classes, as in ``Predictor``.
       image_size: side of the network's input in pixels; None keeps that of the weights.
 
@@ -46,6 +46,7 @@ def export_file(
       ValueError: the weights cannot be read or used, ``output`` exists or has another suffix, a
         package is missing, or the file does not compute what the model does.
     """
+    options = options or Options()
     output = files.local(output)
     format = find_format(output, format)
     cpu = jax.local_devices(backend="cpu")[0]

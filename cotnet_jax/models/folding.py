@@ -45,7 +45,7 @@ def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, dict]:
     Raises:
       ValueError: a batch norm has no convolution before it that is known; the message says which.
     """
-    variables = unfreeze(variables)
+    variables = unfreeze(dict(variables))
     folded = jax.tree.map(lambda leaf: np.array(leaf, np.float64), variables)
     _fold_module(folded["params"], folded["batch_stats"], "")
     return jax.tree.map(lambda leaf, original: leaf.astype(original.dtype), folded, variables)

@@ -3,12 +3,13 @@
     python -m cotnet_jax.tools.benchmark_export [--models=cotnet50,...] [--batch_size=1]
         [--rounds=30] >> docs/performance/export.csv
 
-Prints CSV: the fewest milliseconds of a call, over rounds in which all take turns, so that what else
-the machine does strikes all of them alike. JAX runs the jitted network, ONNX Runtime the files with
-batch norms kept and folded. Weights are by the goldens' formula. Both use all cores that they may.
+Prints CSV: the fewest milliseconds of a call, over rounds in which all take turns, so that what
+else the machine does strikes all of them alike. JAX runs the jitted network, ONNX Runtime the files
+with batch norms kept and folded. Weights are by the goldens' formula. Both use all cores.
 """
 
 import argparse
+import functools
 import os
 import platform
 import sys
@@ -61,7 +62,7 @@ def measure(model: exported_models.ExportedModel, rounds: int) -> list[float]:
     calls = [lambda: np.asarray(apply(predictor.variables, model.images))]
     for fold in (False, True):
         session = onnxruntime.InferenceSession(to_onnx(predictor, fold=fold, logits=True))
-        calls.append(lambda session=session: session.run(None, {INPUT: model.images}))
+        calls.append(functools.partial(session.run, None, {INPUT: model.images}))
     seconds = np.full((rounds, len(calls)), np.inf)
     for call in calls:
         call()

@@ -42,9 +42,7 @@ def find(folder: Path) -> dict[str, Path | None]:
     }
     with_goldens = {re.sub(r"_\d+x\d+$", "", name) for name in files}
     return files | {
-        name: None
-        for name in list_models()
-        if name not in with_goldens and get_variant(name).gmacs
+        name: None for name in list_models() if name not in with_goldens and get_variant(name).gmacs
     }
 
 

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from helpers import exporting
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-
 from cotnet_jax.commands import export as command
 from cotnet_jax.export import check, formats, write
 from cotnet_jax.weights.name_map import to_torch_state_dict

@@ -4,12 +4,11 @@ import json
 
 import jax
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from helpers import exporting, golden
 from helpers.random_variables import random_variables
-
-onnx = pytest.importorskip("onnx", reason="onnx is not installed")
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from cotnet_jax.data import transforms
 from cotnet_jax.export import Options, to_onnx

@@ -1,11 +1,11 @@
 """A small trained-looking classifier to export."""
 
 import numpy as np
-from helpers.random_variables import random_variables
 
 from cotnet_jax.models.cotnet import create_model
 from cotnet_jax.predictor import Predictor
 from cotnet_jax.weights.loading import Weights
+from helpers.random_variables import random_variables
 
 SIZE = 40
 NAMES = ("naïve", "déjà vu", *(f"class {index}" for index in range(2, 10)))
@@ -52,4 +52,3 @@ def smooth_images(count: int, height: int, width: int) -> np.ndarray:
     )
     noise = random.normal(0, 10, blend.shape)
     return np.clip(blend + noise, 0, 255).astype(np.uint8)
-

@@ -30,9 +30,10 @@ def conv(
     dilation: int = 1,
 ) -> Features:
     """Add the convolution ``name`` and the batch normalisation ``norm`` after it."""
-    folded = norm is not None and is_folded(weights[norm])
+    folded = False
     bias = weights[name].get("bias")
-    if folded:
+    if norm is not None and is_folded(weights[norm]):
+        folded = True
         bias = weights[norm]["bias"] + (0 if bias is None else bias)
     x = _conv(graph, x, weights[name]["kernel"], bias, name, strides, groups, dilation)
     return x if norm is None or folded else batch_norm(graph, x, weights, norm)
@@ -219,9 +220,7 @@ def _aggregate(graph, values, hidden, weights, groups):
 
     folded = is_folded(weights["bn"])
     shift = weights["bn"]["bias"] if folded else None
-    constant = _conv(
-        graph, values, bias[:, :, None], shift, "aggregation_bias", groups=channels
-    )
+    constant = _conv(graph, values, bias[:, :, None], shift, "aggregation_bias", groups=channels)
     y = values._replace(name=graph.add("Add", "aggregation_sum", [total, constant.name]))
     return y if folded else batch_norm(graph, y, weights, "bn")
 

@@ -1,5 +1,7 @@
 """Resizing, cropping and normalising as ONNX nodes."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 
@@ -7,7 +9,7 @@ from cotnet_jax.export.onnx_format.graph import Features, Graph
 from cotnet_jax.export.options import Preparation
 
 # Of Pillow's filters: its bicubic one is Keys' with a = -0.5.
-_FILTERS = {
+_FILTERS: dict[str, dict[str, Any]] = {
     "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5},
     "bilinear": {"mode": "linear"},
 }
