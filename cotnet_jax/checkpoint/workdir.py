@@ -283,7 +283,7 @@ class Workdir:
         mesh: jax.sharding.Mesh,
         class_names: Sequence[str],
     ) -> None:
-        """Log parameters, devices, mesh, versions and config, and write them into the workdir.
+        """Write parameters, devices, mesh, versions and config into the workdir.
 
         Process 0 writes ``config``, ``parameters`` and ``classes``, and adds a line to ``starts``;
         the others do nothing.
@@ -299,10 +299,6 @@ class Workdir:
         overview = parameter_overview.get_parameter_overview(params, include_stats=False)
         environment = describe_environment(mesh)
         config_text = config.to_json(indent=2)
-        logging.info("Parameters:\n%s", overview)
-        logging.info("Config:\n%s", config_text)
-        for name in ("devices", "mesh", "versions"):
-            logging.info("%s: %s", name.capitalize(), _one_line(environment[name]))
         start = {**environment, "config": json.loads(config.to_json())}
         with self._explain_failure():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -338,7 +334,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
-
-
-def _one_line(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -2,6 +2,7 @@
 
 from cotnet_jax.command_line.interrupt import end_at_once_on_interrupt, raise_on_interrupt
 from cotnet_jax.command_line.invocation import as_typed, command
+from cotnet_jax.command_line.log_lines import show_own_lines
 from cotnet_jax.command_line.parser import (
     KINDS,
     Parser,
@@ -22,4 +23,5 @@ __all__ = [
     "positive",
     "print_any_name",
     "raise_on_interrupt",
+    "show_own_lines",
 ]

@@ -107,6 +107,7 @@ def _run(work, options) -> None:
     from cotnet_jax.distributed import initialize
 
     logging.set_verbosity(logging.INFO)
+    command_line.show_own_lines()
     with initialize.exit_without_waiting():
         _connect_and_work(work, options)
 

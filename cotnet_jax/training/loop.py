@@ -15,6 +15,7 @@ from cotnet_jax.training.optimizer import ema_step_size_schedule, make_optimizer
 from cotnet_jax.training.setup import TrainSetup, set_up_training
 from cotnet_jax.training.state import abstract_train_state, create_train_state
 from cotnet_jax.training.step import make_train_step
+from cotnet_jax.training.summary import start_summary
 from cotnet_jax.training.trainer import Trainer
 
 
@@ -57,6 +58,7 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
         mesh=setup.mesh,
         class_names=setup.train_source.class_names,
     )
+    logging.info("This run:\n%s", start_summary(setup, state.params, workdir))
     train_step = build_train_step(setup, optimizer)
     head_step = build_train_step(setup, optimizer, head_only=setup.head_only_steps > 0)
     _log_what_is_trained(setup)

@@ -15,6 +15,7 @@ from cotnet_jax.distributed.first_process import run_on_first
 from cotnet_jax.distributed.preemption import PreemptedError, PreemptionHandler
 from cotnet_jax.distributed.sharding import prefetch_to_device
 from cotnet_jax.distributed.watchdog import Watchdog, exit_if_peer_lost
+from cotnet_jax.training.compiling import say_while_compiling
 from cotnet_jax.training.early_stopping import EarlyStopping
 from cotnet_jax.training.evaluate import EvalLoop, PredictionsError
 from cotnet_jax.training.metric_writer import MetricWriter, read_metrics
@@ -96,6 +97,7 @@ class Trainer:
     def batches(self) -> Iterator[dict]:
         """Yield the batches of the steps that are left, on the devices, until it is finished."""
         setup, first_step = self.setup, self.step
+        self._first_step = first_step
         self._progress = Progress(
             total_steps=setup.total_steps,
             steps_per_epoch=setup.steps_per_epoch,
@@ -132,10 +134,19 @@ class Trainer:
 
     @contextlib.contextmanager
     def profiled_step(self) -> Iterator[None]:
-        """Wrap one call of the train step, to show it in a profile."""
+        """Wrap one call of the train step, to show it in a profile and say when it is compiled."""
         self._profiler.before_step(self.step + 1)
-        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+        with (
+            self._compiling(),
+            jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1),
+        ):
             yield
+
+    def _compiling(self) -> contextlib.AbstractContextManager[None]:
+        # The head's own steps at the beginning are another program.
+        if self.step in (self._first_step, self.setup.head_only_steps):
+            return say_while_compiling("the train step")
+        return contextlib.nullcontext()
 
     def finish_step(self, metrics: dict[str, jax.Array]) -> None:
         """Count a step; every config.log_every_steps steps, log and write its metrics.
