@@ -61,6 +61,7 @@ class Workdir:
       parameters: an overview of the network's parameters, text.
       starts: command, environment and configuration of each start of the run, JSON lines.
       metrics: metrics of each step, JSON lines.
+      trackers: ids of the run in Weights & Biases or trackio, JSON.
       tensorboard: folder of TensorBoard's events and of profiles.
       curves: the metrics as a picture, drawn when a run has ended.
       evaluations: folder of the reports, one folder each, and of their metrics.
@@ -75,6 +76,7 @@ class Workdir:
         self.parameters = self.path / "parameters.txt"
         self.starts = self.path / "starts.jsonl"
         self.metrics = self.path / "metrics.jsonl"
+        self.trackers = self.path / "trackers.json"
         self.tensorboard = self.path / "tensorboard"
         self.curves = self.path / "curves.png"
         self.evaluations = self.path / "evaluations"

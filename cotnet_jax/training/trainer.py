@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from cotnet_jax.distributed.first_process import run_on_first
 from cotnet_jax.distributed.preemption import PreemptedError, PreemptionHandler
 from cotnet_jax.distributed.sharding import prefetch_to_device
 from cotnet_jax.distributed.watchdog import Watchdog, exit_if_peer_lost
+from cotnet_jax.training import extras
 from cotnet_jax.training.compiling import say_while_compiling
 from cotnet_jax.training.early_stopping import EarlyStopping
 from cotnet_jax.training.evaluate import EvalLoop, PredictionsError
@@ -23,6 +24,7 @@ from cotnet_jax.training.profiler import Profiler
 from cotnet_jax.training.progress import Progress
 from cotnet_jax.training.setup import TrainSetup
 from cotnet_jax.training.state import weights_of
+from cotnet_jax.training.trackers import Tracker, open_trackers
 
 
 class DivergedError(RuntimeError):
@@ -74,7 +76,10 @@ class Trainer:
         restored = self._checkpointer.restore_latest(state)
         state = state if restored is None else restored
         self.step = int(state.step)
-        self._writer = self._stack.enter_context(MetricWriter(self.workdir, resume_step=self.step))
+        self._writers: list[MetricWriter | Tracker] = [
+            self._stack.enter_context(MetricWriter(self.workdir, resume_step=self.step)),
+            *self._stack.enter_context(open_trackers(self.workdir, self.setup.config)),
+        ]
         if self.step:
             logging.info("Resuming after step %d of %d.", self.step, self.setup.total_steps)
             self._restore_early_stopping()
@@ -142,6 +147,10 @@ class Trainer:
         ):
             yield
 
+    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for writer in self._writers:
+            writer.write_scalars(step, scalars)
+
     def _compiling(self) -> contextlib.AbstractContextManager[None]:
         # The head's own steps at the beginning are another program.
         if self.step in (self._first_step, self.setup.head_only_steps):
@@ -166,7 +175,9 @@ class Trainer:
         line = self._progress.after_step({**metrics, "learning_rate": learning_rate})
         if line:
             self._check_steps()
-            self._writer.write_scalars(self.step, line)
+            config = self.setup.config
+            line |= extras.measured(config.log.extras, line, config.batch_size)
+            self._write(self.step, line)
 
     def save(self, state: TrainState) -> None:
         """Save the state after this step.
@@ -202,7 +213,7 @@ class Trainer:
                 raise self._diverged(
                     f"the evaluation after step {self.step}: {error}", self.step
                 ) from None
-            self._writer.write_scalars(self.step, metrics)
+            self._write(self.step, metrics)
             self._checkpointer.save(state, metrics)
             self._early_stopping.update(self.step, metrics)
         if reason := self._early_stopping.reason():
