@@ -75,6 +75,18 @@ def three_positive_numbers() -> Range:
     )
 
 
+def names_in(text: str) -> list[str]:
+    """Return the names in a field that lists them, such as "epochs,schedule"."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def names_of(*choices: str) -> Range:
+    return Range(
+        f'some of {", ".join(choices)}, with commas between them, or ""',
+        lambda value: set(names_in(value)) <= set(choices),
+    )
+
+
 RANGES = {
     "seed": between(0, 2**32 - 1),
     "epochs": at_least(1),
@@ -137,6 +149,8 @@ RANGES = {
     "profile.first_step": at_least(1),
     "distributed.timeout_seconds": at_least(10),
     "distributed.slow_timeout_seconds": at_least(10),
+    "log.writers": names_of("wandb", "trackio"),
+    "log.extras": names_of("step_time", "memory", "gradient_norms", "all"),
     "log_every_steps": at_least(1),
 }
 
@@ -272,8 +286,7 @@ def _unknown_names(config) -> Iterator[str]:
 
 def allowed_changes(config: Mapping[str, Any]) -> list[str]:
     """Return the fields and sections that config.resume.allow_changes lists."""
-    text = flatten(config).get("resume.allow_changes") or ""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return names_in(flatten(config).get("resume.allow_changes") or "")
 
 
 def find_length_problems(

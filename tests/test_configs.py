@@ -194,6 +194,8 @@ BAD = {
     "resume.allow_changes": "epoch",
     "profile.steps": -1,
     "profile.first_step": 0,
+    "log.writers": "wandb,mlflow",
+    "log.extras": "speed",
     "log_every_steps": 0,
 }
 # Anything goes, or it is looked at where it is used.
@@ -210,6 +212,7 @@ UNCHECKED = {
     "data.train_split",
     "data.eval_split",
     "eval.real_labels",
+    "log.project",
     "notes",
 }
 

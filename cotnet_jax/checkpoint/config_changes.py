@@ -77,6 +77,7 @@ CLASSES: Mapping[str, Change] = {
     "resume": Change.FREE,
     "profile": Change.FREE,
     "distributed": Change.FREE,
+    "log": Change.FREE,
     "log_every_steps": Change.FREE,
     "notes": Change.FREE,
 }

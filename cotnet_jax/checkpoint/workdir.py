@@ -61,6 +61,7 @@ class Workdir:
       parameters: an overview of the network's parameters, text.
       starts: command, environment and configuration of each start of the run, JSON lines.
       metrics: metrics of each step, JSON lines.
+      trackers: ids of the run in Weights & Biases or trackio, JSON.
       tensorboard: folder of TensorBoard's events and of profiles.
       curves: the metrics as a picture, drawn when a run has ended.
       evaluations: folder of the reports, one folder each, and of their metrics.
@@ -75,6 +76,7 @@ class Workdir:
         self.parameters = self.path / "parameters.txt"
         self.starts = self.path / "starts.jsonl"
         self.metrics = self.path / "metrics.jsonl"
+        self.trackers = self.path / "trackers.json"
         self.tensorboard = self.path / "tensorboard"
         self.curves = self.path / "curves.png"
         self.evaluations = self.path / "evaluations"
@@ -283,7 +285,7 @@ class Workdir:
         mesh: jax.sharding.Mesh,
         class_names: Sequence[str],
     ) -> None:
-        """Log parameters, devices, mesh, versions and config, and write them into the workdir.
+        """Write parameters, devices, mesh, versions and config into the workdir.
 
         Process 0 writes ``config``, ``parameters`` and ``classes``, and adds a line to ``starts``;
         the others do nothing.
@@ -299,10 +301,6 @@ class Workdir:
         overview = parameter_overview.get_parameter_overview(params, include_stats=False)
         environment = describe_environment(mesh)
         config_text = config.to_json(indent=2)
-        logging.info("Parameters:\n%s", overview)
-        logging.info("Config:\n%s", config_text)
-        for name in ("devices", "mesh", "versions"):
-            logging.info("%s: %s", name.capitalize(), _one_line(environment[name]))
         start = {**environment, "config": json.loads(config.to_json())}
         with self._explain_failure():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -338,7 +336,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
-
-
-def _one_line(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,6 +1,7 @@
 """What commands share: the style of help and errors, options, and how a command is called."""
 
 from cotnet_jax.command_line.invocation import as_typed, command
+from cotnet_jax.command_line.log_lines import show_own_lines
 from cotnet_jax.command_line.parser import (
     KINDS,
     Parser,
@@ -19,4 +20,5 @@ __all__ = [
     "path",
     "positive",
     "print_any_name",
+    "show_own_lines",
 ]

@@ -11,7 +11,7 @@ from cotnet_jax.export import formats
 
 EXAMPLES = (
     "cotnet-export --weights=cotnet50.pth.tar --output=cotnet50.onnx --preprocess",
-    "cotnet-export --weights=weights/cotnet50 --output=cotnet50.onnx --fold --batch_size=1",
+    "cotnet-export --weights=weights/50 --output=50.onnx --fold --batch_size=1",
     "cotnet-export --weights=runs/digits --output=digits.stablehlo --logits",
 )
 NOTES = """

@@ -111,6 +111,7 @@ def _run(load, options) -> None:
     from cotnet_jax.distributed import initialize
 
     logging.set_verbosity(logging.INFO)
+    command_line.show_own_lines()
     with initialize.exit_without_waiting():
         _connect_and_work(load, options)
 

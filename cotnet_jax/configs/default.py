@@ -224,6 +224,16 @@ def get_config() -> ml_collections.ConfigDict:
     # which are compiled, and while a checkpoint is written.
     distributed.slow_timeout_seconds = 1800
 
+    config.log = log = ml_collections.ConfigDict()
+    # Where metrics go besides metrics.jsonl and TensorBoard: "wandb", "trackio" or "wandb,trackio",
+    # which must be installed.
+    log.writers = ""
+    # Their project.
+    log.project = "cotnet_jax"
+    # What is logged besides, names such as "step_time,memory" or "all": step_time (seconds),
+    # memory (GiB at its peak, where the device tells), gradient_norms (one for each stage).
+    log.extras = ""
+
     # Steps between two lines of progress.
     config.log_every_steps = 50
     # Free text to tell runs apart; not read by the program.

@@ -60,10 +60,8 @@ def compare(
     preparation = preparation_of(predictor)
     for batch, pixels in zip(inputs, prepared, strict=True):
         if not options.preprocess:
-            normalized = normalize(
-                jnp.asarray(pixels), preparation.mean, preparation.std, np.float32
-            )
-            batch = np.asarray(normalized)
+            mean, std = preparation.mean, preparation.std
+            batch = np.asarray(normalize(jnp.asarray(pixels), mean, std, np.float32))
         result = run(batch)
         if options.logits:
             result = jax.nn.softmax(result)
@@ -100,9 +98,7 @@ def _probabilities(predictor, pixels):
     preparation = preparation_of(predictor)
 
     def apply(variables, pixels):
-        images = normalize(
-            jnp.asarray(pixels), preparation.mean, preparation.std, predictor.model.dtype
-        )
+        images = normalize(pixels, preparation.mean, preparation.std, predictor.model.dtype)
         return jax.nn.softmax(predictor.model.apply(variables, images))
 
     apply = jax.jit(apply, compiler_options=FAST_COMPILATION)

@@ -19,6 +19,8 @@ def split_by_stage(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
       {"stem", "stage1", ..., "head": the part of the tree}, the head last.
     """
     stages: dict[str, dict[str, Any]] = {}
-    for name in sorted(tree, key=lambda name: (stage_of(name) == "head", stage_of(name) != "stem")):
+    for name in tree:
         stages.setdefault(stage_of(name), {})[name] = tree[name]
-    return stages
+    # "stem" would come after "stage1".
+    order = sorted(stages, key=lambda stage: (stage == "head", stage != "stem", stage))
+    return {stage: stages[stage] for stage in order}

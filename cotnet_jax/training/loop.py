@@ -10,11 +10,14 @@ from absl import logging
 from cotnet_jax.checkpoint.checkpointer import has_steps
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.training import parameter_groups
+from cotnet_jax.training.extras import gradient_norms, wanted
 from cotnet_jax.training.mixup import mix_batch
 from cotnet_jax.training.optimizer import ema_step_size_schedule, make_optimizer
 from cotnet_jax.training.setup import TrainSetup, set_up_training
 from cotnet_jax.training.state import abstract_train_state, create_train_state
 from cotnet_jax.training.step import make_train_step
+from cotnet_jax.training.summary import start_summary
+from cotnet_jax.training.trackers import import_trackers
 from cotnet_jax.training.trainer import Trainer
 
 
@@ -40,6 +43,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, f
     """
     workdir = Workdir(workdir)
     setup = set_up_training(config)
+    import_trackers(setup.config.log.writers)
     with workdir.locked():
         return _train(setup, workdir)
 
@@ -57,6 +61,7 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
         mesh=setup.mesh,
         class_names=setup.train_source.class_names,
     )
+    logging.info("This run:\n%s", start_summary(setup, state.params, workdir))
     train_step = build_train_step(setup, optimizer)
     head_step = build_train_step(setup, optimizer, head_only=setup.head_only_steps > 0)
     _log_what_is_trained(setup)
@@ -135,6 +140,7 @@ def build_train_step(
         ema_step_size=ema_step_size_schedule(config.ema),
         accumulate_steps=config.accumulate_steps,
         frozen=groups.frozen,
+        extra_metrics=gradient_norms if wanted(config.log.extras, "gradient_norms") else None,
     )
 
 

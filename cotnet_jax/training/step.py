@@ -27,6 +27,7 @@ def make_train_step(
     ema_step_size: optax.Schedule,
     accumulate_steps: int,
     frozen: Collection[str] = (),
+    extra_metrics: Callable[[dict], dict[str, jax.Array]] | None = None,
 ) -> jax.stages.Wrapped:
     """Build the pure function (state, batch) -> (state, metrics), jitted; it donates the state.
 
@@ -42,6 +43,7 @@ def make_train_step(
         no EMA.
       accumulate_steps: number of parts that a device processes its shard in, one after the other.
       frozen: names of the parameters that stay as they are, in ``parameter_names``' form.
+      extra_metrics: gradients -> further metrics, float scalars; None computes none.
 
     Returns:
       A function of a replicated TrainState and a batch {"image": [B, H, W, C], "label": [B]},
@@ -119,6 +121,7 @@ def make_train_step(
             "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
             "finite": _are_finite((params, batch_stats)).astype(loss.dtype),
+            **(extra_metrics(gradients) if extra_metrics else {}),
         }
         return state, metrics
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from cotnet_jax.distributed.first_process import run_on_first
 from cotnet_jax.distributed.preemption import PreemptedError, PreemptionHandler
 from cotnet_jax.distributed.sharding import prefetch_to_device
 from cotnet_jax.distributed.watchdog import Watchdog, exit_if_peer_lost
+from cotnet_jax.training import extras
+from cotnet_jax.training.compiling import say_while_compiling
 from cotnet_jax.training.early_stopping import EarlyStopping
 from cotnet_jax.training.evaluate import EvalLoop, PredictionsError
 from cotnet_jax.training.metric_writer import MetricWriter, read_metrics
@@ -22,6 +24,7 @@ from cotnet_jax.training.profiler import Profiler
 from cotnet_jax.training.progress import Progress
 from cotnet_jax.training.setup import TrainSetup
 from cotnet_jax.training.state import weights_of
+from cotnet_jax.training.trackers import Tracker, open_trackers
 
 
 class DivergedError(RuntimeError):
@@ -73,7 +76,10 @@ class Trainer:
         restored = self._checkpointer.restore_latest(state)
         state = state if restored is None else restored
         self.step = int(state.step)
-        self._writer = self._stack.enter_context(MetricWriter(self.workdir, resume_step=self.step))
+        self._writers: list[MetricWriter | Tracker] = [
+            self._stack.enter_context(MetricWriter(self.workdir, resume_step=self.step)),
+            *self._stack.enter_context(open_trackers(self.workdir, self.setup.config)),
+        ]
         if self.step:
             logging.info("Resuming after step %d of %d.", self.step, self.setup.total_steps)
             self._restore_early_stopping()
@@ -96,6 +102,7 @@ class Trainer:
     def batches(self) -> Iterator[dict]:
         """Yield the batches of the steps that are left, on the devices, until it is finished."""
         setup, first_step = self.setup, self.step
+        self._first_step = first_step
         self._progress = Progress(
             total_steps=setup.total_steps,
             steps_per_epoch=setup.steps_per_epoch,
@@ -132,10 +139,23 @@ class Trainer:
 
     @contextlib.contextmanager
     def profiled_step(self) -> Iterator[None]:
-        """Wrap one call of the train step, to show it in a profile."""
+        """Wrap one call of the train step, to show it in a profile and say when it is compiled."""
         self._profiler.before_step(self.step + 1)
-        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+        with (
+            self._compiling(),
+            jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1),
+        ):
             yield
+
+    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for writer in self._writers:
+            writer.write_scalars(step, scalars)
+
+    def _compiling(self) -> contextlib.AbstractContextManager[None]:
+        # The head's own steps at the beginning are another program.
+        if self.step in (self._first_step, self.setup.head_only_steps):
+            return say_while_compiling("the train step")
+        return contextlib.nullcontext()
 
     def finish_step(self, metrics: dict[str, jax.Array]) -> None:
         """Count a step; every config.log_every_steps steps, log and write its metrics.
@@ -155,7 +175,9 @@ class Trainer:
         line = self._progress.after_step({**metrics, "learning_rate": learning_rate})
         if line:
             self._check_steps()
-            self._writer.write_scalars(self.step, line)
+            config = self.setup.config
+            line |= extras.measured(config.log.extras, line, config.batch_size)
+            self._write(self.step, line)
 
     def save(self, state: TrainState) -> None:
         """Save the state after this step.
@@ -191,7 +213,7 @@ class Trainer:
                 raise self._diverged(
                     f"the evaluation after step {self.step}: {error}", self.step
                 ) from None
-            self._writer.write_scalars(self.step, metrics)
+            self._write(self.step, metrics)
             self._checkpointer.save(state, metrics)
             self._early_stopping.update(self.step, metrics)
         if reason := self._early_stopping.reason():

@@ -38,6 +38,9 @@ FREE = {
     "profile.first_step": 50,
     "distributed.timeout_seconds": 100,
     "distributed.slow_timeout_seconds": 200,
+    "log.writers": "wandb",
+    "log.project": "mine",
+    "log.extras": "all",
     "log_every_steps": 1,
     "notes": "again",
 }

@@ -17,7 +17,7 @@ def mesh():
     return jax.make_mesh((1,), ("data",), axis_types=axis_types, devices=jax.devices()[:1])
 
 
-def test_everything_is_logged_and_kept(tmp_path, mesh, monkeypatch):
+def test_everything_is_kept_and_nothing_long_is_logged(tmp_path, mesh, monkeypatch):
     logged = []
     monkeypatch.setattr(logging, "info", lambda text, *args: logged.append(text % args))
     config = ml_collections.ConfigDict({"seed": 1, "data": {"mean": (0.5, 0.25)}})
@@ -41,9 +41,9 @@ def test_everything_is_logged_and_kept(tmp_path, mesh, monkeypatch):
     assert start["versions"]["orbax-checkpoint"][0].isdigit()
     assert start["mesh"] == {"data": 1}
     assert start["devices"]["count"] == jax.device_count()
-    text = "\n".join(logged)
-    for part in ("stem/kernel", '"seed": 1', "Mesh: data 1", f"jax {jax.__version__}", "Devices: "):
-        assert part in text
+    assert start["devices"]["kind"]
+    # The screen is for training/summary.py.
+    assert not logged
 
 
 def test_other_processes_write_nothing(tmp_path, mesh, monkeypatch):

@@ -102,7 +102,7 @@ def work(monkeypatch):
     monkeypatch.setattr(reports, "evaluate_each", record("table", ([row, row], Path("/t.csv"))))
     monkeypatch.setattr(plain, "evaluate_only", record("plain", metrics))
     said = []
-    monkeypatch.setattr(job, "run", lambda work, o: said.append(work(o.config, o.workdir)[1]))
+    monkeypatch.setattr(job, "run", lambda load, o: said.append(load()(o.config, o.workdir)[1]))
 
     def work(*arguments):
         evaluate.run(evaluate.parse(list(arguments)))

@@ -23,7 +23,7 @@ def test_the_quick_start():
     def run():
         names = {}
         exec(f"{quick_start}\n{models}", names)
-        return names["logits"], names["state"]["intermediates"]["stage3_features"][0]
+        return names["logits"], names["features"][2]
 
     # Traced, not computed: the network is the full one.
     logits, features = jax.eval_shape(run)
