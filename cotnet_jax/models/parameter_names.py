@@ -149,12 +149,10 @@ def depths(names: Iterable[str]) -> dict[str, int]:
     Args:
       names: all parameters of a CoTNet.
     """
-    names = list(names)
-    layers = sorted({name.split("/")[0] for name in names}, key=_place, reverse=True)
+    place_of = {name: _place(name.split("/")[0]) for name in names}
     # Without a classifier the last block is still one layer before it.
-    first = 0 if HEAD in layers else 1
-    depth = {layer: index for index, layer in enumerate(layers, first)}
-    return {name: depth[name.split("/")[0]] for name in names}
+    places = sorted({*place_of.values(), _place(HEAD)}, reverse=True)
+    return {name: places.index(place) for name, place in place_of.items()}
 
 
 def _place(layer: str) -> tuple[int, int]:

@@ -370,8 +370,11 @@ def test_processes_share_the_lock_of_the_first(tmp_path):
                 pass
         except OSError as error:
             print(type(error).__name__, error)
+        from cotnet_jax.distributed.first_process import run_on_first
+        print("shared", run_on_first(lambda: [jax.process_index(), 0.1], 60))
     """
     address = free_address()
     first, second = finish(*(start_python(code, address, n, tmp_path / "run") for n in range(2)))
     assert first.startswith("held True\nLockedError another run is at work in ")
     assert second.startswith("held True\nFirstProcessError process 0: another run is at work in ")
+    assert "shared [0, 0.1]" in first and "shared [0, 0.1]" in second

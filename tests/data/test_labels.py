@@ -62,6 +62,9 @@ def test_every_class_comes_equally_often_and_all_its_images_do():
     of_zero = records[LABELS[records] == 0]
     assert len(set(of_zero)) == 50
     assert np.bincount(of_zero).max() <= -(-len(of_zero) // 50) + 1
+    # Nor does it begin with its first records.
+    early = records[:size][LABELS[records[:size]] == 0]
+    assert max(early) > 20
     # Epochs and neighbouring classes differ in their order.
     first, second = (LABELS[records[e * size : (e + 1) * size]] for e in (0, 1))
     assert (first != second).any()

@@ -199,11 +199,12 @@ def test_a_source_that_has_changed_is_noticed(source, tmp_path, capsys):
     (tmp_path / "report").rename(output / REPORT)
 
     before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
-    put(source / "ant" / "new.png")
-    (source / "cat" / "1.png").unlink()
     data = bytearray((source / "bee" / "3.png").read_bytes())
     data[-20] ^= 1
     rewrite(source / "bee" / "3.png", bytes(data))
+    assert "has changed since:\n  changed: 1 images, the first bee/3.png\n" in again()
+    put(source / "ant" / "new.png")
+    (source / "cat" / "1.png").unlink()
     message = again()
     assert message.startswith(f"{output} is already there, and {source} has changed since:\n")
     assert "\n  new: 1 images, the first ant/new.png\n" in message

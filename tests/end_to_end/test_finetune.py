@@ -165,6 +165,18 @@ def test_the_rest_begins_with_an_optimizer_of_its_own(config, tmp_path):
     assert np.median(moved) == pytest.approx(rate, rel=1e-2)
 
 
+def test_patterns_and_layers_have_rates_of_their_own(config, given):
+    config.finetune.rate_multipliers, config.finetune.layer_decay = "head/bias=3", 0.5
+    config.optimizer.weight_decay = 0.0
+    optimizer = loop.build_optimizer(set_up_training(config))
+    ones = jax.tree.map(jnp.ones_like, given["params"])
+    updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
+    relative = jax.tree.map(lambda a: float(a.ravel()[0]), updates)
+    base = relative["head"]["kernel"]
+    assert relative["head"]["bias"] == pytest.approx(3 * base)
+    assert relative["conv"]["kernel"] == pytest.approx(base / 2)
+
+
 def metrics_of_evaluations(monkeypatch, values):
     """Let evaluations measure these values, one after the other."""
     values = iter(values)

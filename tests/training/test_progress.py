@@ -54,6 +54,11 @@ def test_rates_leave_out_compilation_and_pauses(lines):
         assert report["images_per_second"] == pytest.approx(64)
         assert report["data_wait_share"] == pytest.approx(0.25)
         assert report["loss"] == 1.5
+    # A step that is compiled in the middle counts as little as the first one.
+    progress.expect_compilation()
+    (report,) = run(progress, clock, 4, step_seconds=1.0).values()
+    assert report["images_per_second"] == pytest.approx(64)
+    assert sum("compilation: 5" in line for line in lines) == 2
     # Before the first evaluation its time is not known; then two or three are to come.
     assert reports[8]["seconds_left"] == pytest.approx(32)
     assert reports[12]["seconds_left"] == pytest.approx(28 + 3 * 20)
