@@ -56,6 +56,8 @@ LEAVES = {
 }
 # Positions ("taps") of the 3x3 neighbourhood that is aggregated.
 TAPS = 9
+# The nearest names are given for so many missing and unexpected tensors: each takes milliseconds.
+_NEAREST = 50
 # Counters that take no part in the computation: BatchNorm's, of the profiler thop, and of
 # AveragedModel.
 IGNORED = re.compile(r"(.*\.)?(num_batches_tracked|total_ops|total_params)|n_averaged")
@@ -76,7 +78,8 @@ def from_torch_state_dict(
       {"params", "batch_stats"}, nested dicts of float32 arrays.
 
     Raises:
-      ValueError: lists every missing, unexpected and misshapen tensor, with the nearest names.
+      ValueError: lists every missing, unexpected and misshapen tensor, the first with the nearest
+        names.
       WeightValuesError: lists, by their torch names, all tensors that are not floating or not
         finite in float32, and running variances that are negative.
     """
@@ -159,7 +162,9 @@ def _compare(model, template, wanted, state_dict):
     missing = [n for n in wanted if n not in given]
     unexpected = [n for n in given if n not in wanted]
 
-    def near(torch_name, names):
+    def near(number, torch_name, names):
+        if number >= _NEAREST:
+            return ""
         # Comparing all names with all takes half a minute: keep to the same block or leaf.
         stem, _, leaf = torch_name.rpartition(".")
         block = ".".join(torch_name.split(".")[:2])
@@ -169,8 +174,11 @@ def _compare(model, template, wanted, state_dict):
         found = difflib.get_close_matches(torch_name, names, n=1, cutoff=0.7)
         return f" (nearest: {found[0]})" if found else ""
 
-    problems = [f"missing: {n}{near(n, unexpected)}" for n in missing]
-    problems += [f"unexpected: {n} {given[n]}{near(n, missing or wanted)}" for n in unexpected]
+    problems = [f"missing: {n}{near(i, n, unexpected)}" for i, n in enumerate(missing)]
+    problems += [
+        f"unexpected: {n} {given[n]}{near(i, n, missing or wanted)}"
+        for i, n in enumerate(unexpected)
+    ]
     for torch_name, path in wanted.items():
         shape = _torch_shape(model, path, template[path])
         if given.get(torch_name, shape) != shape:

@@ -16,6 +16,7 @@ from helpers import golden
 from helpers import torch_file_builder as build
 
 import cotnet_jax
+from cotnet_jax import files
 from cotnet_jax.weights import convert, identify, loading, name_map, torch_files
 from cotnet_jax.weights.folder import NewFolder, WeightsError
 
@@ -111,7 +112,7 @@ def test_description(tmp_path, checkpoint, no_forward_pass):
         "format": "zip",
         "epoch": 349,
         "metric": 81.3,
-        "sha256": convert.sha256(checkpoint),
+        "sha256": files.sha256(checkpoint),
     }
     assert description["default_cfg"]["input_size"] == [32, 32, 3]
     assert description["versions"]["jax"] == jax.__version__
