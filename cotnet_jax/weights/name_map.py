@@ -60,6 +60,8 @@ LEAVES = {
 TAPS = 9
 # The block that a name is of, or else its first part.
 _BLOCK = re.compile(r"(layer\d+\.\d+\.|stack\d+_block\d+_|[^./]*).*", re.DOTALL)
+# The nearest names are given for so many missing and unexpected arrays: each takes milliseconds.
+_NEAREST = 50
 # Counters that take no part in the computation: BatchNorm's, of the profiler thop, and of
 # AveragedModel.
 IGNORED = re.compile(r"(.*\.)?(num_batches_tracked|total_ops|total_params)|n_averaged")
@@ -80,7 +82,8 @@ def from_torch_state_dict(
       {"params", "batch_stats"}, nested dicts of float32 arrays.
 
     Raises:
-      ValueError: lists every missing, unexpected and misshapen tensor, with the nearest names.
+      ValueError: lists every missing, unexpected and misshapen tensor, the first with the nearest
+        names.
       WeightValuesError: lists, by their torch names, all tensors that are not floating or not
         finite in float32, and running variances that are negative.
     """
@@ -208,7 +211,9 @@ def _compare(wanted, arrays):
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
 
-    def near(name, names):
+    def near(number, name, names):
+        if number >= _NEAREST:
+            return ""
         # Comparing all names with all takes half a minute: keep to the same block or leaf.
         end = max(name.rfind("."), name.rfind("/"))
         stem, leaf = name[: max(end, 0)], name[end + 1 :]
@@ -219,9 +224,10 @@ def _compare(wanted, arrays):
         found = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
         return f" (nearest: {found[0]})" if found else ""
 
-    problems = [f"missing: {name}{near(name, unexpected)}" for name in missing]
+    problems = [f"missing: {n}{near(i, n, unexpected)}" for i, n in enumerate(missing)]
     problems += [
-        f"unexpected: {name} {given[name]}{near(name, missing or wanted)}" for name in unexpected
+        f"unexpected: {n} {given[n]}{near(i, n, missing or wanted)}"
+        for i, n in enumerate(unexpected)
     ]
     for name, shape in wanted.items():
         if given.get(name, shape) != shape:

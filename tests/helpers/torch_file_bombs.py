@@ -3,12 +3,13 @@
 import gc
 import json
 import pathlib
-import resource
+import sys
 import tempfile
 import time
 
 from cotnet_jax.weights import torch_files
 from helpers import torch_file_builder as build
+from helpers.torch_file_fuzz import memory
 
 # Each is a few bytes to a few MB that would cost a naive reader its memory or its time.
 BOMBS = {
@@ -41,17 +42,67 @@ BOMBS = {
 }
 
 
-def main() -> dict:
-    """Reads each; gives the processor time of each, and the memory that the worst took."""
-    seconds, refused = {}, []
+def keep(number: int, value: bytes) -> bytes:
+    """Opcodes that put a value away; ``give`` brings it back."""
+    return value + bytes([ord("q"), number]) + b"0"
+
+
+def give(number: int) -> bytes:
+    return bytes([ord("h"), number])
+
+
+TENSOR = keep(0, build.name("torch._utils", "_rebuild_tensor_v2")) + keep(
+    1,
+    build.tuple_of(
+        build.storage("0", 1),
+        build.number(0),
+        build.tuple_of(*[build.number(1)] * 32),
+        build.tuple_of(*[build.number(2**40)] * 32),
+        b"\x89",
+        b"N",
+    ),
+)
+LONG_NAME = keep(0, build.text("\u2028" * 999)) + keep(1, build.text("\u2029" * 999))
+NO_CALL = keep(0, build.name("_codecs", "encode")) + keep(1, build.text("a") * 2 + build.TUPLE2)
+# (opcodes before, opcodes that are repeated up to a size): what costs most for its size.
+REPEATED = {
+    "dictionaries of nothing": (b"", b"(d"),
+    "entries of nothing": (b"}", b"(u"),
+    "tensors of 32 dimensions": (TENSOR, give(0) + give(1) + build.REDUCE),
+    "long names of classes": (LONG_NAME, give(0) + give(1) + build.STACK_GLOBAL),
+    "old instances": (b"", b"(ia\nb\n"),
+    "storages": (keep(0, build.storage("0", 1)[:-1]), give(0) + build.PERSID),
+    "calls that are not made": (NO_CALL, give(0) + give(1) + build.REDUCE),
+    "large integers as keys": (keep(0, build.number(2**1000)) + b"}", give(0) + b"Ns"),
+    "a log of dictionaries": (
+        keep(0, build.text("loss")) + keep(1, build.text("step")) + b"]",
+        b"}(" + give(0) + b"G" + bytes(8) + give(1) + b"J" + bytes(4) + b"u",
+    ),
+    "sets": (b"", b"\x8f"),
+    "a memo": (b"N", b"\x94"),
+}
+SIZE = 2 * 10**6
+
+
+def main(size: int = SIZE) -> dict:
+    """Reads each; gives the processor time of each, and the memory that the worst took.
+
+    Args:
+      size: bytes of those of ``REPEATED``; another one than the default reads only them.
+    """
+    if size != SIZE:
+        BOMBS.clear()
+    for name, (before, repeated) in REPEATED.items():
+        BOMBS[name] = before + repeated * ((size - len(before)) // len(repeated))
+    seconds, refused, grown = {}, [], 0
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: pathlib.Path(folder) / f"{i}.pth" for i, name in enumerate(BOMBS)}
         for name, path in paths.items():
-            path.write_bytes(build.zip_file(BOMBS[name]))
+            path.write_bytes(build.zip_file(BOMBS[name], {"0": bytes(4)}))
         BOMBS.clear()
         gc.collect()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for name, path in paths.items():
+            before = memory(reset_peak=True)
             start = time.process_time()
             try:
                 torch_files.read_torch_checkpoint(path)
@@ -59,9 +110,9 @@ def main() -> dict:
                 refused.append(name)
             gc.collect()
             seconds[name] = round(time.process_time() - start, 2)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"seconds": seconds, "refused": refused, "grown_mib": round(grown, 1)}
+            grown = max(grown, memory() - before)
+    return {"seconds": seconds, "refused": refused, "grown_mib": round(grown / 1024, 1)}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    print(json.dumps(main(*map(int, sys.argv[1:]))))

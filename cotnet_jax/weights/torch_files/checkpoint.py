@@ -31,6 +31,8 @@ WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 # torch.optim.swa_utils.AveragedModel counts what it has averaged.
 AVERAGED = "n_averaged"
 _LISTED = 20
+# Steps of the budget that an entry of a state dict costs.
+_ENTRY = 20
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 # Calls that are not made -> the kind of tensor that PyTorch would make.
 _KINDS = {
@@ -216,7 +218,7 @@ def _read_entries(entries, budget: Budget) -> _Entries:
         if printable(name) != name:
             # Reports print the names, which can contain anything.
             raise TorchFileError(f"a tensor called '{printable(name)}'")
-        budget.spend(name.count("."))
+        budget.spend(_ENTRY + 3 * name.count("."))
         parts = name.split(".")
         # The last part names the tensor itself.
         wrappers = [part for part in parts[:-1] if part in WRAPPERS]

@@ -1,10 +1,11 @@
 """Read a pickle as data: no imports, calls to a given table only, bounded work and memory.
 
-The standard library's ``pickletools`` decodes the opcodes and executes nothing; their meaning is
-that of CPython's ``Lib/pickletools.py``.
+The standard library's ``pickletools`` reads the arguments of the opcodes and executes nothing;
+their meaning is that of CPython's ``Lib/pickletools.py``.
 """
 
 import io
+import itertools
 import pickletools
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +18,16 @@ from cotnet_jax.weights.torch_files.inert import InertGlobal, InertObject, print
 # Estimates of memory in bytes, which the budget counts: of any opcode's value and its place on
 # the stack, and in addition of a container, an element, an entry and an inert object.
 _VALUE, _CONTAINER, _ELEMENT, _ENTRY, _OBJECT = 24, 64, 8, 64, 280
+# Opcodes that are charged at once.
+_BATCH = 256
+_NO_VALUE = "takes a value that is not there"
 # Keys whose hashes collide are compared one by one: so many comparisons are a step.
-_COMPARED = 64
+_COMPARED = 16
 # Integers below this are their own hashes, which differ and are compared faster.
 _SMALL_INT = 2**60
-_COMPARED_HASHES = 512
+_COMPARED_HASHES = 128
+# Steps of a key that is no text, of a part of one, of the name of a class, and of a call.
+_OTHER_KEY, _KEY_PART, _NAME, _CALL = 15, 2, 10, 8
 _SCALARS = (str, int, float, bool, bytes, type(None))
 _IDENTITY_HASHED = (InertGlobal, InertObject)
 
@@ -78,6 +84,10 @@ def _is_progression(keys):
     return distance != 0 and keys == [keys[0] + i * distance for i in range(len(keys))]
 
 
+class _Stop(Exception):
+    """The pickle has ended, with this value."""
+
+
 class PickleMachine:
     """Runs the pickles of a stream, one after the other.
 
@@ -111,67 +121,85 @@ class PickleMachine:
         """
         self._stack: list[Any] = []
         self._marks: list[int] = []
+        # Values below the last mark are not those of the opcodes after it.
+        self._floor = 0
         self._memo: dict[Any, Any] = {}
-        position = stream.tell()
         try:
-            for opcode, argument, at in pickletools.genops(stream):
-                position = at
-                self._spend(1, _VALUE)
-                if opcode.name == "STOP":
-                    return self._pop()
-                handler = _HANDLERS.get(opcode.name)
-                if handler is None:
-                    raise TorchFileError(f"opcode {opcode.name} is not used by torch.save")
-                handler(self, argument)
-            raise TorchFileError("no end")
+            self._run(stream)
+        except _Stop as stop:
+            return stop.args[0]
         except TorchFileError as error:
-            raise TorchFileError(f"pickle, at byte {position}: {error}") from None
+            raise TorchFileError(f"pickle, before byte {stream.tell()}: {error}") from None
         except Exception as error:
             # A damaged pickle can raise anything, mostly in pickletools.
             what = printable(str(error)) or type(error).__name__
-            raise TorchFileError(f"pickle damaged at or after byte {position}: {what}") from None
+            raise TorchFileError(f"pickle damaged before byte {stream.tell()}: {what}") from None
         finally:
             del self._stack, self._marks, self._memo
+
+    def _run(self, stream: io.BytesIO):
+        """Run opcodes until _Stop is raised."""
+        read, push = stream.read, self._stack.append
+        steps = held = 0
+        try:
+            while True:
+                for _ in itertools.repeat(None, _BATCH):
+                    handle, read_argument, more_steps, more_held = _OPCODES[read(1)]
+                    steps += more_steps
+                    held += more_held
+                    value = None if read_argument is None else read_argument(stream)
+                    if handle is None:
+                        push(value)
+                    else:
+                        handle(self, value)
+                self._spend(steps, held)
+                steps = held = 0
+        except _Stop:
+            self._spend(steps, held)
+            raise
 
     def _push(self, value):
         self._stack.append(value)
 
     def _pop(self):
-        # Values below a mark are not those of the opcodes after it.
-        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise TorchFileError("takes a value that is not there")
+        if len(self._stack) <= self._floor:
+            raise TorchFileError(_NO_VALUE)
         return self._stack.pop()
 
     def _top(self):
-        value = self._pop()
-        self._stack.append(value)
-        return value
+        if len(self._stack) <= self._floor:
+            raise TorchFileError(_NO_VALUE)
+        return self._stack[-1]
 
     def _pop_mark(self) -> list:
         if not self._marks:
             raise TorchFileError("takes a mark that is not there")
         start = self._marks.pop()
+        self._floor = self._marks[-1] if self._marks else 0
         values = self._stack[start:]
         del self._stack[start:]
         return values
 
     def _check_keys(self, keys: Sequence[Any], size: int):
         """Charge new keys of a container that has ``size`` entries; refuse those not hashable."""
-        self._spend(len(keys) // 8, _ENTRY * len(keys))
-        others = [key for key in keys if type(key) is not str]
-        if not others:
+        self._spend(len(keys), _ENTRY * len(keys))
+        for key in keys:
+            if type(key) is not str:
+                break
+        else:
             return
+        others = [key for key in keys if type(key) is not str]
         # Other hashes can be made to collide: a container of n then takes n * n / 2 comparisons.
         if _is_progression(others):
             # Numbered steps of a log. One such sequence has too few parameters for an attack.
             self._spend((size + len(others)) // _COMPARED_HASHES)
             return
         for key in others:
-            self._spend(size // _COMPARED)
+            self._spend(_OTHER_KEY + size // _COMPARED)
             size += 1
             if type(key) is tuple:
                 # A tuple of tuples could share its parts and take exponential time.
-                self._spend(len(key))
+                self._spend(_KEY_PART * len(key))
                 if all(type(part) in _SCALARS for part in key):
                     continue
             elif type(key) in _SCALARS or isinstance(key, _IDENTITY_HASHED):
@@ -184,14 +212,15 @@ class PickleMachine:
         self._push(value)
 
     def _text(self, value):
-        self._spend(len(value) // 1024, sys.getsizeof(value))
+        self._spend(len(value) // 128, sys.getsizeof(value))
         self._push(value)
 
     def _container(self, value):
-        self._spend(0, _CONTAINER + _ELEMENT * len(value))
+        self._spend(len(value) // 8, _ELEMENT * len(value))
         self._push(value)
 
     def _global(self, name):
+        self._spend(_NAME + len(name) // 16)
         if len(name) > self._limits.name_length:
             raise TorchFileError(f"a class or function whose name has {len(name):,} characters")
         known = self._table.get(name)
@@ -213,10 +242,11 @@ class PickleMachine:
                 if value is not NotImplemented:
                     self._push(value)
                     return
+            self._spend(_NAME)
             function = self._inert_global(function.name)
         if not isinstance(function, (InertGlobal, InertObject)):
             raise TorchFileError(f"calls a {describe(function)}")
-        self._spend(1, _OBJECT)
+        self._spend(_CALL, _OBJECT)
         self._push(InertObject(function, args, kwargs))
 
     def _stack_global(self, _):
@@ -263,29 +293,32 @@ class PickleMachine:
             target = target.elements
         if type(target) is not list:
             raise TorchFileError(f"appends to a {describe(target)}")
-        self._spend(0, _ELEMENT * len(values))
+        self._spend(len(values) // 8, _ELEMENT * len(values))
         target.extend(values)
 
-    def _set_items(self, values):
+    def _items(self):
+        """Return the dictionary on top of the stack."""
         target = self._top()
         if isinstance(target, InertObject):
-            target = target.items
+            return target.items
         if type(target) is not dict:
             raise TorchFileError(f"sets entries of a {describe(target)}")
-        self._fill(target, values)
+        return target
 
     def _fill(self, target, values):
         if len(values) % 2:
             raise TorchFileError("a key without a value")
-        keys = values[::2]
-        self._check_keys(keys, len(target))
-        target.update(zip(keys, values[1::2], strict=True))
+        self._check_keys(values[::2], len(target))
+        pairs = iter(values)
+        # Most dictionaries are small: zip would take longer to make than they to fill.
+        for key in pairs:
+            target[key] = next(pairs)
         return target
 
     def _add_items(self, _):
         values, target = self._pop_mark(), self._top()
         if isinstance(target, InertObject):
-            self._spend(0, _ELEMENT * len(values))
+            self._spend(len(values) // 8, _ELEMENT * len(values))
             target.elements.extend(values)
         elif type(target) is set:
             self._check_keys(values, len(target))
@@ -295,7 +328,14 @@ class PickleMachine:
 
     def _set_item(self, _):
         value, key = self._pop(), self._pop()
-        self._set_items([key, value])
+        target = self._items()
+        if type(key) is not str:
+            self._check_keys((key,), len(target))
+        target[key] = value
+
+    def _set_items(self, _):
+        values = self._pop_mark()
+        self._fill(self._items(), values)
 
     def _append(self, _):
         value = self._pop()
@@ -304,37 +344,39 @@ class PickleMachine:
     def _frozen_set(self, _):
         values = self._pop_mark()
         self._check_keys(values, 0)
-        self._spend(2, 2 * _CONTAINER)
         self._container(frozenset(values))
 
-    def _empty_set(self, _):
-        self._spend(3, 3 * _CONTAINER)
-        self._push(set())
-
     def _tuple(self, size):
-        values = [self._pop() for _ in range(size)]
-        self._container(tuple(reversed(values)))
+        start = len(self._stack) - size
+        if start < self._floor:
+            raise TorchFileError(_NO_VALUE)
+        values = tuple(self._stack[start:])
+        del self._stack[start:]
+        self._container(values)
 
     def _mark(self, _):
-        self._marks.append(len(self._stack))
+        self._floor = len(self._stack)
+        self._marks.append(self._floor)
 
     def _pop_any(self, _):
-        if self._marks and self._marks[-1] == len(self._stack):
-            self._marks.pop()
+        if self._marks and self._floor == len(self._stack):
+            self._pop_mark()
         else:
             self._pop()
 
     def _put(self, index):
-        self._spend(0, _ENTRY)
         self._memo[index] = self._top()
 
     def _memoize(self, _):
         self._put(len(self._memo))
 
     def _get(self, index):
-        if index not in self._memo:
-            raise TorchFileError(f"refers to value {printable(str(index))}, which is not there")
-        self._push(self._memo[index])
+        try:
+            self._stack.append(self._memo[index])
+        except KeyError:
+            raise TorchFileError(
+                f"refers to value {printable(str(index))}, which is not there"
+            ) from None
 
     def _protocol(self, version):
         if version > 5:
@@ -344,24 +386,60 @@ class PickleMachine:
         self._push(self._persistent_load(value))
 
 
-def _handlers() -> dict[str, Callable]:
+# What the machine does, or None to push the argument; what reads the argument, if there is one;
+# and what it costs.
+_Opcode = tuple[Callable | None, Callable | None, int, int]
+# What an opcode costs, if not 3 and 0, in steps and bytes, besides what its handler charges.
+_COSTS: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", "MARK"), (2, 0)),
+    **dict.fromkeys(("LONG1", "LONG4"), (6, 0)),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT"), (3, _CONTAINER)),
+    **dict.fromkeys(("LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), (8, _CONTAINER)),
+    **dict.fromkeys(("EMPTY_SET", "FROZENSET"), (12, 3 * _CONTAINER)),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), (4, 2 * _ENTRY)),
+    **dict.fromkeys(("APPEND", "APPENDS"), (8, 0)),
+    **dict.fromkeys(("ADDITEMS", "SETITEMS"), (10, 0)),
+    "SETITEM": (12, _ENTRY),
+    "DICT": (16, 3 * _CONTAINER),
+    **dict.fromkeys(("INT", "LONG", "FLOAT"), (9, 0)),
+    **dict.fromkeys(("STRING", "UNICODE", "GLOBAL"), (14, 0)),
+    "INST": (20, 0),
+    **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE"), (8, 0)),
+    **dict.fromkeys(("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), (8, 0)),
+    "BYTEARRAY8": (10, 0),
+    **dict.fromkeys(("PERSID", "BINPERSID"), (24, 0)),
+    **dict.fromkeys(("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ"), (8, 0)),
+}
+
+
+def _opcodes() -> dict[bytes, _Opcode]:
+    """Return the meaning of every byte that can be an opcode, and of the end of the file."""
     machine = PickleMachine
 
-    def constant(value):
-        return lambda self, _: self._push(value)
+    def push(value):
+        return lambda self, _: self._stack.append(value)
 
-    handlers = {
+    def refuse(message):
+        def handle(self, _):
+            raise TorchFileError(message)
+
+        return handle
+
+    def stop(self, _):
+        raise _Stop(self._pop())
+
+    handlers: dict[str, Callable | None] = {
         "APPEND": machine._append,
         "APPENDS": lambda self, _: self._append_all(self._pop_mark()),
         "ADDITEMS": machine._add_items,
         "BINPERSID": lambda self, _: self._persistent(self._pop()),
         "BUILD": machine._build,
-        "DICT": lambda self, _: self._container(self._fill({}, self._pop_mark())),
+        "DICT": lambda self, _: self._push(self._fill({}, self._pop_mark())),
         "DUP": lambda self, _: self._push(self._top()),
-        "EMPTY_DICT": lambda self, _: self._container({}),
-        "EMPTY_LIST": lambda self, _: self._container([]),
-        "EMPTY_SET": machine._empty_set,
-        "EMPTY_TUPLE": constant(()),
+        "EMPTY_DICT": lambda self, _: self._stack.append({}),
+        "EMPTY_LIST": lambda self, _: self._stack.append([]),
+        "EMPTY_SET": lambda self, _: self._stack.append(set()),
+        "EMPTY_TUPLE": push(()),
         "FRAME": lambda self, _: None,
         "FROZENSET": machine._frozen_set,
         "GLOBAL": lambda self, name: self._global(name.replace(" ", ".", 1)),
@@ -369,11 +447,10 @@ def _handlers() -> dict[str, Callable]:
         "LIST": lambda self, _: self._container(self._pop_mark()),
         "MARK": machine._mark,
         "MEMOIZE": machine._memoize,
-        "NEWFALSE": constant(False),
+        "NEWFALSE": push(False),
         "NEWOBJ": machine._reduce,
         "NEWOBJ_EX": machine._new_object_ex,
-        "NEWTRUE": constant(True),
-        "NONE": constant(None),
+        "NEWTRUE": push(True),
         "OBJ": machine._obj,
         "PERSID": machine._persistent,
         "POP": machine._pop_any,
@@ -381,27 +458,35 @@ def _handlers() -> dict[str, Callable]:
         "PROTO": machine._protocol,
         "REDUCE": machine._reduce,
         "SETITEM": machine._set_item,
-        "SETITEMS": lambda self, _: self._set_items(self._pop_mark()),
+        "STOP": stop,
+        "SETITEMS": machine._set_items,
         "STACK_GLOBAL": machine._stack_global,
         "TUPLE": lambda self, _: self._container(tuple(self._pop_mark())),
     }
     for names, handler in (
-        ("INT BININT BININT1 BININT2 LONG LONG1 LONG4", machine._int),
+        ("INT LONG LONG1 LONG4", machine._int),
         ("GET BINGET LONG_BINGET", machine._get),
         ("PUT BINPUT LONG_BINPUT", machine._put),
-        ("FLOAT BINFLOAT", machine._push),
+        ("NONE BININT BININT1 BININT2 FLOAT BINFLOAT", None),
         ("STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE", machine._text),
         ("SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8", machine._text),
         ("BYTEARRAY8", machine._text),
-        (
-            "EXT1 EXT2 EXT4",
-            lambda self, code: self._global(f"copyreg extension {code}"),
-        ),
+        ("EXT1 EXT2 EXT4", lambda self, code: self._global(f"copyreg extension {code}")),
     ):
         handlers.update(dict.fromkeys(names.split(), handler))
     for size in (1, 2, 3):
         handlers[f"TUPLE{size}"] = lambda self, _, size=size: self._tuple(size)
-    return handlers
+
+    codes: dict[bytes, _Opcode] = {b"": (refuse("no end"), None, 0, 0)}
+    for code in range(256):
+        codes[bytes([code])] = refuse(f"unknown opcode {code:#04x}"), None, 0, 0
+    for opcode in pickletools.opcodes:
+        unused = f"opcode {opcode.name} is not used by torch.save"
+        handle = handlers[opcode.name] if opcode.name in handlers else refuse(unused)
+        steps, held = _COSTS.get(opcode.name, (3, 0))
+        reader = None if opcode.arg is None else opcode.arg.reader
+        codes[opcode.code.encode("latin1")] = handle, reader, steps, held + _VALUE
+    return codes
 
 
-_HANDLERS = _handlers()
+_OPCODES = _opcodes()

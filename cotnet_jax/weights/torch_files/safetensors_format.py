@@ -20,7 +20,6 @@ from cotnet_jax.weights.torch_files.inert import InertGlobal, InertObject, print
 from cotnet_jax.weights.torch_files.pickle_machine import describe
 from cotnet_jax.weights.torch_files.tensors import (
     DTYPES,
-    TENSOR_BYTES,
     Storage,
     TorchTensor,
     TypedStorage,
@@ -28,6 +27,8 @@ from cotnet_jax.weights.torch_files.tensors import (
 )
 
 INDEX_SUFFIX = ".safetensors.index.json"
+# Steps of the budget that an entry of the header costs, besides its tensor.
+_ENTRY = 60
 _NAMES = {
     "F64": "float64",
     "F32": "float32",
@@ -79,9 +80,8 @@ def read_safetensors(
 
 def parse_json(data: bytes, budget: Budget, what: str) -> dict:
     """Return the JSON object in ``data``, charged to the budget, without repeated names."""
-    # Few opcodes of a pickle take as little room as an empty list in JSON.
     budget.allow_pickle(len(data))
-    budget.spend(len(data) // 16, 16 * len(data))
+    budget.spend(len(data), 16 * len(data))
 
     def unique(pairs):
         entries = dict(pairs)
@@ -102,7 +102,7 @@ def parse_json(data: bytes, budget: Budget, what: str) -> dict:
 
 def _tensor(mapped, start, name, entry, budget):
     """Return (tensor, its place in bytes behind the header)."""
-    budget.spend(8, TENSOR_BYTES)
+    budget.spend(_ENTRY)
     shown = printable(name)
     if type(entry) is not dict or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise TorchFileError(f"the header's entry of tensor {shown} is damaged")
@@ -128,7 +128,7 @@ def _tensor(mapped, start, name, entry, budget):
     storage.read = lambda: np.frombuffer(mapped, np.uint8, end - begin, start + begin)
     try:
         source = TypedStorage(storage, dtype)
-        tensor = make_tensor(source, 0, shape, _strides(shape), limits=budget.limits)
+        tensor = make_tensor(source, 0, shape, _strides(shape), budget)
     except TorchFileError as error:
         raise TorchFileError(f"tensor {shown}: {error}") from None
     if tensor.nbytes != end - begin:

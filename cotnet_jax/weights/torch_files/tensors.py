@@ -6,7 +6,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
-from cotnet_jax.weights.torch_files.budget import LIMITS, Limits
+from cotnet_jax.weights.torch_files.budget import Budget
 from cotnet_jax.weights.torch_files.errors import TorchFileError
 
 # torch's dtype names, and those of its typed storages ("FloatStorage" holds float32).
@@ -52,8 +52,9 @@ STORAGE_TYPES = {
     "QUInt4x2Storage": "uint8",
     "QUInt2x4Storage": "uint8",
 }
-# Estimate of the memory of a TorchTensor, its Storage and their attributes.
-TENSOR_BYTES = 600
+# What a TorchTensor costs: steps of the budget, those of a dimension, and an estimate of its bytes,
+# with those of its storage.
+_TENSOR, _DIMENSION, _TENSOR_BYTES = 30, 3, 600
 
 
 class Storage:
@@ -163,13 +164,15 @@ def _swapped(values):
 
 
 def make_tensor(
-    source, offset, shape, strides, dtype: np.dtype | None = None, limits: Limits = LIMITS
+    source, offset, shape, strides, budget: Budget, dtype: np.dtype | None = None
 ) -> TorchTensor:
     """Return the view that ``torch._utils._rebuild_tensor`` describes, checked against its storage.
 
     Raises:
-      TorchFileError: an argument has the wrong type, or the view exceeds the storage.
+      TorchFileError: an argument has the wrong type, the view exceeds the storage, or the budget
+        is spent.
     """
+    limits = budget.limits
     if not isinstance(source, TypedStorage):
         raise TorchFileError(f"a tensor of a {type(source).__name__}, not of a storage")
     dtype = dtype or source.dtype
@@ -179,6 +182,7 @@ def make_tensor(
                 f"a tensor's {what} must be a tuple of {limits.dimensions} at most, "
                 f"not a {type(values).__name__}"
             )
+    budget.spend(_TENSOR + _DIMENSION * len(shape), _TENSOR_BYTES)
     if len(shape) != len(strides):
         raise TorchFileError(f"a tensor of {len(shape)} dimensions with {len(strides)} strides")
     for number in (offset, *shape, *strides):

@@ -8,7 +8,6 @@ from cotnet_jax.weights.torch_files.pickle_machine import Constant, Known
 from cotnet_jax.weights.torch_files.tensors import (
     DTYPES,
     STORAGE_TYPES,
-    TENSOR_BYTES,
     TorchTensor,
     make_tensor,
 )
@@ -21,9 +20,8 @@ def _arguments(args, least, most, what):
 
 
 def _tensor(args, budget):
-    budget.spend(2, TENSOR_BYTES)
     source, offset, shape, strides = _arguments(args, 4, 4, "_rebuild_tensor")
-    return make_tensor(source, offset, shape, strides, limits=budget.limits)
+    return make_tensor(source, offset, shape, strides, budget)
 
 
 def _tensor_v2(args, budget):
@@ -31,8 +29,7 @@ def _tensor_v2(args, budget):
     if metadata:
         # It marks conjugated and negated views.
         return NotImplemented
-    budget.spend(2, TENSOR_BYTES)
-    return make_tensor(source, offset, shape, strides, limits=budget.limits)
+    return make_tensor(source, offset, shape, strides, budget)
 
 
 def _tensor_v3(args, budget):
@@ -41,8 +38,7 @@ def _tensor_v3(args, budget):
     )
     if not isinstance(dtype, Constant) or not isinstance(dtype.value, np.dtype) or metadata:
         return NotImplemented
-    budget.spend(2, TENSOR_BYTES)
-    return make_tensor(source, offset, shape, strides, dtype.value, budget.limits)
+    return make_tensor(source, offset, shape, strides, budget, dtype.value)
 
 
 def _parameter(args, budget):
@@ -72,7 +68,7 @@ def _ordered_dict(args, budget):
         return {}
     if type(pairs) is not list:
         return NotImplemented
-    budget.spend(len(pairs), 100 * len(pairs))
+    budget.spend(6 * len(pairs), 100 * len(pairs))
     if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
         return NotImplemented
     if not all(type(pair[0]) is str for pair in pairs):
