@@ -24,6 +24,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from cotnet_jax.configs import default
 from cotnet_jax.data import imagenet, pipeline, randaugment, transforms
 from cotnet_jax.data.examples import TrainExample
 from cotnet_jax.data.sources import DatasetError, Element, Source, open_source
@@ -164,32 +165,13 @@ def _parse() -> argparse.Namespace:
 
 
 def _config(batch_size: int, recipe: str) -> ml_collections.ConfigDict:
-    """Return the fields that the pipeline reads, with the recipe's values."""
-    return ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "batch_size": batch_size,
-            "data": {
-                "name": "benchmark",
-                "image_size": _IMAGE_SIZE,
-                "interpolation": "bicubic",
-                "mean": imagenet.MEAN,
-                "std": imagenet.STD,
-                "num_threads": 1,
-                "num_workers": 0,
-                "prefetch": 2,
-                "max_undecodable": 0.001,
-            },
-            "augment": {
-                "scale": _SCALE,
-                "ratio": _RATIO,
-                "flip": 0.5,
-                "randaugment": recipe,
-                "color_jitter": 0.0,
-                "erasing_probability": 0.0,
-            },
-        }
-    )
+    """Return the ImageNet recipe with other augmentation, read by one thread."""
+    config = default.get_config()
+    config.batch_size = batch_size
+    config.data.num_threads = 1
+    config.augment.randaugment = recipe
+    config.augment.color_jitter = 0.0
+    return config
 
 
 def _bare_loop(source: Source, config: ml_collections.ConfigDict) -> Generator[int, None, None]:

@@ -22,11 +22,9 @@ def world(tmp_path_factory):
         Image.fromarray(noise.integers(0, 256, (size, size, 3), np.uint8)).save(path)
 
     for index in range(32):
-        split = "validation" if index % 4 == 3 else "train"
-        save(world / "IMAGES" / split / ("cats", "dogs")[index % 2] / f"{index}.png")
+        save(world / "IMAGES" / ("cats", "dogs")[index % 2] / f"{index}.png")
     save(world / "cat.jpg")
     save(world / "holidays/beach.jpg")
-    save(world / "DIR/photo.jpg")
     make_fake_imagenet.make(world / "made", 8, 8, 8)
     (world / "ARCHIVES").symlink_to(world / "made/tars")
     shapes = name_map.torch_shapes("cotnet_tiny", num_classes=1000)
@@ -36,11 +34,13 @@ def world(tmp_path_factory):
     (world / "mine.py").write_text(documented.blocks(ROOT / "docs/training.md", "python")[0])
     (world / "tests").symlink_to(ROOT / "tests")
     for command in (
-        "cotnet-prepare folder --source=IMAGES --output=FOLDER --workers=1",
+        "cotnet-prepare folder --source=IMAGES --output=FOLDER --validation=0.25 --workers=1",
         "cotnet-prepare imagenet --source=ARCHIVES --output=DATA_DIR --no_checksum --workers=1",
         "cotnet-convert --weights=cotnet50.pth.tar --output=weights/cotnet50",
         "cotnet-train --config=cotnet50 --workdir=runs/mine --config.data.data_dir=DATA_DIR "
         + SHORT,
     ):
         documented.run(command, world)
+    for name in ("DIR", "OTHER_DIR"):
+        (world / name).symlink_to("runs/mine")
     return world

@@ -29,7 +29,8 @@ RUN = {
     "cotnet-train --config=./mine.py *": SHORT,
     "cotnet-train --config=digits *": "--config.epochs=1",
     "cotnet-train --help": "",
-    "cotnet-evaluate *": SHORT,
+    "cotnet-evaluate *--weights=*": SHORT,
+    "cotnet-evaluate *--workdir=*": f"{SHORT} --config.data.data_dir=DATA_DIR",
     "cotnet-convert *": "",
     "cotnet-predict *": "",
     "cotnet-train --config=finetune *": f"{SHORT} --config.epochs=1",
@@ -168,9 +169,7 @@ def test_its_extra_is_in_pyproject(command):
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("command", [each for each in COMMANDS if set(matching(each)) & set(RUN)])
 def test_it_runs(command, world, tmp_path):
-    written = re.search(r"--(?:output|workdir)=([^/ ]+)", command)
-    if written and "cotnet-evaluate" in command:
-        (tmp_path / written[1]).symlink_to(world / "runs/mine")
+    written = re.search(r"cotnet-(?!evaluate).* --(?:output|workdir)=([^/ ]+)", command)
     for entry in world.iterdir():
         if not (written and entry.name == written[1]):
             (tmp_path / entry.name).symlink_to(entry)
