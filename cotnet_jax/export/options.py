@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
+
 from cotnet_jax.export.errors import ExportError
 from cotnet_jax.predictor import Predictor
 from cotnet_jax.version import __version__
@@ -94,5 +96,5 @@ def describe(predictor: Predictor, options: Options) -> dict[str, Any]:
         "std": list(preparation.std),
         "preprocess": options.preprocess,
         "fold": options.fold,
-        "version": __version__,
+        "versions": {"cotnet_jax": __version__, "jax": jax.__version__},
     }

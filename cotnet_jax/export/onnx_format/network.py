@@ -52,7 +52,7 @@ def build(predictor: Predictor, options: Options) -> onnx.ModelProto:
             for key, value in description.items()
         },
         name=predictor.model_name,
-        version=description["version"],
+        version=description["versions"]["cotnet_jax"],
     )
 
 
