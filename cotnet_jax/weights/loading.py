@@ -163,7 +163,7 @@ def load(
     net = create_model(read.model, num_classes=num_classes, **read.attributes | attributes)
     if backbone:
         variables = _of_backbone(variables, net.last_stage)
-    if net.in_channels not in (None, read.input_channels):
+    if net.in_channels is not None and net.in_channels != read.input_channels:
         variables, how = _with_in_channels(variables, net.in_channels)
         logging.warning(
             "%s: the first convolution's weights, for %d channels, are %s for in_channels=%d.",

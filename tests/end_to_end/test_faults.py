@@ -49,7 +49,7 @@ def finish(workdir, *flags, **options) -> str:
 
 def error_of(run) -> str:
     """The last line of a run that ended with an error, which is no traceback."""
-    said = run.end()
+    said = f"\n{run.end()}"
     assert run.returncode == 1, said
     assert "Traceback" not in said, said
     message = said[said.index("\nerror: ") :]
