@@ -51,6 +51,8 @@ NOT_RUN = {
     "*--coordinator_address=*": "needs several hosts; tests/distributed/ has them on one",
     "python main.py*": "a name; tests/end_to_end/ runs it",
     "python -m cotnet_jax train": "a name; tests/commands/ starts it",
+    "python -m cotnet_jax.tools.check_export *": "takes minutes; tests/tools/ calls it",
+    "python -m cotnet_jax.tools.benchmark_export": "takes minutes",
     "python -m cotnet_jax.tools.check_golden *": "takes minutes; tests/models/ compares the same",
     "python -m cotnet_jax.tools.check_kernels *": "needs a GPU",
     "*python -m cotnet_jax.tools.sanitize_kernels*": "needs a GPU",
