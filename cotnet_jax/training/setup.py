@@ -148,7 +148,7 @@ class TrainSetup:
 
     @functools.cached_property
     def variable_shapes(self) -> dict[str, Any]:
-        """{"params", "batch_stats"} as ``jax.ShapeDtypeStruct``s."""
+        """{"params", "batch_stats"}, each leaf a ``jax.ShapeDtypeStruct``."""
         return jax.eval_shape(self.model.init, *self.init_arguments)
 
     @functools.cached_property

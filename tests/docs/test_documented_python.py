@@ -4,6 +4,8 @@ import jax
 import pytest
 from helpers import documented
 
+pytestmark = pytest.mark.end_to_end
+
 ROOT = documented.ROOT
 BLOCKS = [
     (f"{file.name}, block {number}", block)
@@ -38,7 +40,6 @@ def test_a_configuration_of_ones_own():
 
 
 @pytest.mark.slow
-@pytest.mark.end_to_end
 def test_loading_predicting_and_exporting(world, monkeypatch):
     monkeypatch.chdir(world)
     (step,) = (int(path.name) for path in (world / "runs/mine/checkpoints").iterdir())

@@ -17,6 +17,8 @@ from cotnet_jax.training import evaluation_config, loop, setup
 from cotnet_jax.training.evaluate import evaluate_only
 from cotnet_jax.training.metric_writer import read_metrics
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.fixture(scope="module")
 def small():

@@ -19,6 +19,8 @@ import cotnet_jax
 from cotnet_jax.weights import convert, loading, name_map
 from cotnet_jax.weights.folder import NewFolder, WeightsError
 
+pytestmark = pytest.mark.end_to_end
+
 IMAGE = np.ones((1, 32, 32, 3), np.float32)
 
 

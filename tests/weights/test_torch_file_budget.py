@@ -337,7 +337,7 @@ def test_many_unexpected_names(tmp_path, name):
     before = time.process_time()
     with pytest.raises(WeightsError, match=r"unexpected: .*\(nearest: ") as error:
         loading.read_weights(path)
-    assert time.process_time() - before < 6
+    assert time.process_time() - before < 9
     assert str(error.value).count("unexpected: ") > 9000
 
 
