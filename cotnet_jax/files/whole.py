@@ -2,12 +2,13 @@
 
 import contextlib
 import glob
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # Names of what is being written begin with it, files and folders alike.
 UNFINISHED = ".writing-"
@@ -65,6 +66,20 @@ def append_line(path: str | os.PathLike, line: str) -> None:
         file.write(missing_newline(file) + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_json_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a file, one of each line; lines that a kill has torn are left out.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                parsed = json.loads(line)
+                if isinstance(parsed, dict):
+                    yield parsed
 
 
 def missing_newline(file: BinaryIO) -> bytes:

@@ -145,20 +145,10 @@ def read_metrics(path: str | os.PathLike) -> dict[int, dict[str, float | None]]:
     The last value counts where a step has several; half-written lines are left out.
     """
     steps: dict[int, dict[str, float | None]] = {}
-    for line in _parsed_lines(Path(path)):
-        steps.setdefault(line.pop("step"), {}).update(line)
+    for line in files.read_json_lines(path):
+        if isinstance(line.get("step"), int):
+            steps.setdefault(line.pop("step"), {}).update(line)
     return dict(sorted(steps.items()))
-
-
-def _parsed_lines(path: Path) -> Iterator[dict]:
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                parsed = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(parsed, dict) and isinstance(parsed.get("step"), int):
-                yield parsed
 
 
 def _explain(error: OSError, path: Path | Workdir) -> OSError:

@@ -22,7 +22,6 @@ from cotnet_jax.weights.folder import (
     read_arrays,
 )
 from cotnet_jax.weights.loading import is_converted_or_trained, read_weights
-from cotnet_jax.weights.name_map import to_torch_state_dict
 from cotnet_jax.weights.torch_files import (
     Kind,
     files_of,
@@ -140,12 +139,7 @@ def convert_to_torch(
 def _write_torch_file(path, output, model, kind) -> None:
     read = read_weights(path, kind, model)
     print(*read.notes, sep="\n", flush=True)
-    state_dict = to_torch_state_dict(
-        read.model, read.variables, num_classes=read.num_classes, **read.attributes
-    )
-    for name, tensor in state_dict.items():
-        if name.endswith("num_batches_tracked"):
-            state_dict[name] = np.full_like(tensor, read.batches)
+    state_dict = read.torch_state_dict()
     metadata = {"model": read.model, "weights": read.kind, "format": "pt"}
     try:
         write_safetensors(output, state_dict, metadata)

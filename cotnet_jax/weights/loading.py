@@ -28,6 +28,7 @@ from cotnet_jax.weights.name_map import (
     IGNORED,
     MisfitError,
     from_torch_state_dict,
+    to_torch_state_dict,
     torch_shapes,
 )
 from cotnet_jax.weights.torch_files import (
@@ -93,6 +94,18 @@ class Weights:
     def parameter_count(self) -> int:
         """Return the number of trained scalars."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
+
+    def torch_state_dict(self) -> dict[str, np.ndarray]:
+        """Return PyTorch's state dict, with ``batches`` in every ``num_batches_tracked``."""
+        tensors = to_torch_state_dict(
+            self.model, self.variables, num_classes=self.num_classes, **self.attributes
+        )
+        return {
+            name: np.full_like(tensor, self.batches)
+            if name.endswith("num_batches_tracked")
+            else tensor
+            for name, tensor in tensors.items()
+        }
 
 
 def load(

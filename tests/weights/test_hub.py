@@ -19,7 +19,6 @@ from cotnet_jax.version import __version__
 from cotnet_jax.weights import Measurement, convert, loading, name_map
 from cotnet_jax.weights.folder import NewFolder, WeightsError
 from cotnet_jax.weights.hub import folder as hub_folder
-from cotnet_jax.weights.hub import publish
 from cotnet_jax.weights.torch_files import write_safetensors
 
 NAMES = tuple(f"{index} |`é" for index in range(CLASSES))
@@ -148,7 +147,9 @@ def test_nothing_is_left_of_what_fails(tmp_path, torch_file, monkeypatch):
         cotnet_jax.export_for_hub(torch_file, tmp_path / "a", license="")
     with pytest.raises(ValueError, match="no repository of the Hub; type hf-hub:OWNER/NAME"):
         cotnet_jax.export_for_hub(torch_file, tmp_path / "a", license="mit", repository="x")
-    monkeypatch.setattr(publish, "_tensors", lambda read: {"x": np.zeros(3, np.float32)})
+    monkeypatch.setattr(
+        loading.Weights, "torch_state_dict", lambda read: {"x": np.zeros(3, np.float32)}
+    )
     with pytest.raises(ValueError):
         cotnet_jax.export_for_hub(torch_file, tmp_path / "a", license="mit")
     (tmp_path / "full").mkdir()

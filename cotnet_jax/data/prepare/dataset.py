@@ -4,7 +4,6 @@ Everything is written to a folder `incomplete_VERSION` beside the final one. Fin
 recorded in its progress file and not written again. At the end the folder gets its final name.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -171,7 +170,8 @@ def _read_progress(plan: Plan, check: bool) -> dict[Shard, ShardResult]:
     head = {"fingerprint": plan.fingerprint, "check": check}
     if plan.leave_out:
         head["leave_out"] = True
-    lines = _json_lines(path) if path.exists() else []
+    # Of a line that an interruption cut short the shard is written again.
+    lines = list(files.read_json_lines(path)) if path.exists() else []
     if not lines:
         files.write_whole(path, json.dumps(head) + "\n")
         return {}
@@ -192,14 +192,3 @@ def _end_line(path: Path) -> None:
     """End the line that an interruption cut short, before the next one begins."""
     with open(path, "r+b") as file:
         file.write(files.missing_newline(file))
-
-
-def _json_lines(path: Path) -> list[dict]:
-    lines = []
-    for text in path.read_text(errors="replace").splitlines():
-        # An interruption cut this line short; its shard is written again.
-        with contextlib.suppress(json.JSONDecodeError):
-            line = json.loads(text)
-            if isinstance(line, dict):
-                lines.append(line)
-    return lines

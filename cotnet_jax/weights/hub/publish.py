@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from cotnet_jax import files
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.data import imagenet
@@ -18,8 +16,7 @@ from cotnet_jax.version import __version__
 from cotnet_jax.weights.folder import NewFolder, WeightsError, array_digests, differing, versions
 from cotnet_jax.weights.hub import card, client, folder
 from cotnet_jax.weights.hub.card import Measurement
-from cotnet_jax.weights.loading import Weights, read_weights
-from cotnet_jax.weights.name_map import to_torch_state_dict
+from cotnet_jax.weights.loading import Weights, read_weights, run_of
 from cotnet_jax.weights.torch_files import Kind
 
 Path = str | os.PathLike
@@ -76,7 +73,8 @@ def export_for_hub(
         files.parse_hub(f"{files.HUB}{repository}")
     with NewFolder(output, "choose another folder") as new:
         read = read_weights(path, kind, model)
-        run = _Run(path) if read.source.get("format") == "workdir" else None
+        workdir = run_of(path) if read.source.get("format") == "workdir" else None
+        run = _Run(workdir) if workdir else None
         if run and measured is None:
             measured = run.measurement(read, author)
         if datasets is None:
@@ -104,7 +102,11 @@ def export_for_hub(
             versions=made_by,
         )
         folder.write(
-            new.unfinished, _tensors(read), settings, card=text, more={"versions": made_by}
+            new.unfinished,
+            read.torch_state_dict(),
+            settings,
+            card=text,
+            more={"versions": made_by},
         )
         written = read_weights(new.unfinished)
         different = differing(array_digests(read.variables), array_digests(written.variables))
@@ -178,11 +180,8 @@ def push_to_hub(
 class _Run:
     """What the workdir of a training run says of its accuracy."""
 
-    def __init__(self, path: Path):
-        path = files.local(path)
-        given = Workdir(path)
-        # Of a step, WORKDIR/checkpoints/STEP, too.
-        self._workdir = given if given.holds_run() else Workdir(path.parent.parent)
+    def __init__(self, workdir: Workdir):
+        self._workdir = workdir
         self._data = self._workdir.read_config()["data"]
 
     def datasets(self) -> list[str]:
@@ -220,28 +219,9 @@ class _Run:
 
     def _last_start(self) -> Mapping[str, Any]:
         try:
-            lines = self._workdir.starts.read_text(encoding="utf-8").splitlines()
+            return [{}, *files.read_json_lines(self._workdir.starts)][-1]
         except OSError:
             return {}
-        for line in reversed(lines):
-            # A kill can have torn the last one.
-            try:
-                start = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(start, dict):
-                return start
-        return {}
-
-
-def _tensors(read: Weights) -> dict[str, np.ndarray]:
-    tensors = to_torch_state_dict(
-        read.model, read.variables, num_classes=read.num_classes, **read.attributes
-    )
-    return {
-        name: np.full_like(tensor, read.batches) if name.endswith("num_batches_tracked") else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
