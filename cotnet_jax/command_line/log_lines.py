@@ -19,6 +19,12 @@ def show_own_lines() -> None:
         handler.addFilter(_OwnLines())
 
 
+def show_warnings() -> None:
+    """Hide all but warnings and errors: messages of the libraries would bury a report."""
+    absl.logging.use_absl_handler()
+    absl.logging.set_verbosity(absl.logging.WARNING)
+
+
 class _OwnLines(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.pathname.startswith(_PACKAGE):

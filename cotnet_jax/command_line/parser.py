@@ -190,6 +190,23 @@ def add_weights(
     )
 
 
+def add_model(parser: Parser) -> None:
+    """Add ``--model=NAME``."""
+    parser.add_argument(
+        "--model", metavar="NAME", help="Name of the model, if a PyTorch file fits several."
+    )
+
+
+def add_classes(parser: Parser) -> None:
+    """Add ``--classes=FILE``."""
+    parser.add_argument(
+        "--classes",
+        type=path,
+        metavar="FILE",
+        help="Names of the classes, one on each line; by default those of the weights.",
+    )
+
+
 def path(text: str) -> str:
     """Return a path of the file system, absolute; a ``type`` for ``add_argument``."""
     return _parsed(lambda: str(files.local(text)))

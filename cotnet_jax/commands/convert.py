@@ -6,8 +6,6 @@ Neither needs PyTorch, and nothing in the file is executed.
 import sys
 from typing import Any
 
-from absl import logging
-
 from cotnet_jax import command_line
 
 EXAMPLES = (
@@ -19,9 +17,7 @@ EXAMPLES = (
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    # Messages of the libraries would bury the report.
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
+    command_line.show_warnings()
     # JAX takes seconds to import: wrong options are reported before that.
     from cotnet_jax.weights import convert
 

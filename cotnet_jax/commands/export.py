@@ -4,8 +4,6 @@ import pathlib
 import sys
 from typing import Any
 
-from absl import logging
-
 from cotnet_jax import command_line
 from cotnet_jax.export import formats
 
@@ -23,8 +21,7 @@ that load it.
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
+    command_line.show_warnings()
     try:
         # JAX takes seconds to import: what can be seen before is reported before.
         format = formats.find_format(pathlib.Path(options.output), options.format)
@@ -96,13 +93,6 @@ def make_parser() -> command_line.Parser:
         metavar="PIXELS",
         help="Side of the network's input; by default that of the weights.",
     )
-    parser.add_argument(
-        "--model", metavar="NAME", help="Name of the model, if a PyTorch file fits several."
-    )
-    parser.add_argument(
-        "--classes",
-        type=command_line.path,
-        metavar="FILE",
-        help="Names of the classes, one on each line; by default those of the weights.",
-    )
+    command_line.add_model(parser)
+    command_line.add_classes(parser)
     return parser

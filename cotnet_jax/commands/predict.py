@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import logging
 from tqdm import tqdm
 
 from cotnet_jax import command_line, files
@@ -25,8 +24,7 @@ EXAMPLES = (
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     command_line.print_any_name()
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
+    command_line.show_warnings()
     # JAX takes seconds to import: wrong options are reported before that.
     from cotnet_jax.data import class_names
     from cotnet_jax.predictor import Predictor, find_images
@@ -148,9 +146,7 @@ def make_parser() -> command_line.Parser:
         required=True,
         help="Image files, or folders of them.",
     )
-    parser.add_argument(
-        "--model", metavar="NAME", help="Name of the model, if a PyTorch file fits several."
-    )
+    command_line.add_model(parser)
     parser.add_argument(
         "--top",
         type=command_line.positive,
@@ -165,12 +161,7 @@ def make_parser() -> command_line.Parser:
         default=32,
         help="Images processed together (%(default)s).",
     )
-    parser.add_argument(
-        "--classes",
-        type=command_line.path,
-        metavar="FILE",
-        help="Names of the classes, one on each line; by default those of the weights.",
-    )
+    command_line.add_classes(parser)
     parser.add_argument(
         "--json", action="store_true", help="Print a JSON object on one line for each image."
     )
