@@ -46,6 +46,11 @@ class FeatureInfo:
     name: str
 
 
+def key_groups_of(cardinality: int) -> int:
+    """Return the groups of a CoT layer's key convolution."""
+    return 4 if cardinality == 1 else 8
+
+
 class Stem(nn.Module):
     """The first convolutions, which halve the resolution.
 
@@ -130,7 +135,7 @@ class Bottleneck(nn.Module):
             pooled = self.strides > 1
             layer = self.cot(
                 groups=self.cardinality,
-                key_groups=4 if self.cardinality == 1 else 8,
+                key_groups=key_groups_of(self.cardinality),
                 name="cot",
             )
         if pooled and not self.blur:

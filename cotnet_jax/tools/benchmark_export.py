@@ -22,21 +22,20 @@ from tqdm import tqdm
 
 from cotnet_jax.export.formats import to_onnx
 from cotnet_jax.export.options import INPUT
-from cotnet_jax.models.cotnet import list_models
-from cotnet_jax.models.variants import get_variant
 from cotnet_jax.tools import exported_models
 
 COLUMNS = "model,pixels,batch_size,jax_ms,onnx_ms,onnx_folded_ms,cores,versions"
 
 
 def main() -> int:
-    published = [name for name in list_models() if get_variant(name).gmacs]
     parser = argparse.ArgumentParser(
         prog="python -m cotnet_jax.tools.benchmark_export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--models", default=",".join(published), metavar="NAME,...")
+    parser.add_argument(
+        "--models", default=",".join(exported_models.published()), metavar="NAME,..."
+    )
     parser.add_argument("--batch_size", type=int, default=1, metavar="N")
     parser.add_argument("--rounds", type=int, default=30, metavar="N")
     arguments = parser.parse_args()

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 from cotnet_jax.export.formats import FORMATS
-from cotnet_jax.export.options import INPUT, Options
-from cotnet_jax.export.runtimes import FAST_COMPILATION
+from cotnet_jax.export.options import Options
+from cotnet_jax.export.runtimes import FAST_COMPILATION, open_file
 from cotnet_jax.tools import exported_models
 from cotnet_jax.tools.goldens import relative_error
 
@@ -110,10 +110,8 @@ def _write(file, format, predictor, options):
 
 
 def _run_onnx(file, images):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(file)
-    return [session.run(None, {INPUT: images[:count]})[0] for count in BATCH_SIZES]
+    run = open_file(file, "onnx")
+    return [run(images[:count]) for count in BATCH_SIZES]
 
 
 def _run_stablehlo(file, images):

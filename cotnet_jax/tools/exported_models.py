@@ -35,15 +35,18 @@ class ExportedModel:
     logits: np.ndarray
 
 
+def published() -> list[str]:
+    """Return the names of the variants of the authors; others are for tests and the demo."""
+    return [name for name in list_models() if get_variant(name).gmacs]
+
+
 def find(folder: Path) -> dict[str, Path | None]:
     """Return {name: golden file, or None} of every published variant, by ``folder``/forward."""
     files: dict[str, Path | None] = {
         path.stem: path for path in sorted((folder / "forward").glob("*.npz"))
     }
     with_goldens = {re.sub(r"_\d+x\d+$", "", name) for name in files}
-    return files | {
-        name: None for name in list_models() if name not in with_goldens and get_variant(name).gmacs
-    }
+    return files | {name: None for name in published() if name not in with_goldens}
 
 
 def build(name: str, golden: Path | None, count: int) -> ExportedModel:

@@ -30,13 +30,11 @@ def conv(
     dilation: int = 1,
 ) -> Features:
     """Add the convolution ``name`` and the batch normalisation ``norm`` after it."""
-    folded = False
-    bias = weights[name].get("bias")
+    kernel, bias = weights[name]["kernel"], weights[name].get("bias")
     if norm is not None and is_folded(weights[norm]):
-        folded = True
-        bias = weights[norm]["bias"] + (0 if bias is None else bias)
-    x = _conv(graph, x, weights[name]["kernel"], bias, name, strides, groups, dilation)
-    return x if norm is None or folded else batch_norm(graph, x, weights, norm)
+        bias, norm = weights[norm]["bias"] + (0 if bias is None else bias), None
+    x = _conv(graph, x, kernel, bias, name, strides, groups, dilation)
+    return x if norm is None else batch_norm(graph, x, weights, norm)
 
 
 def _conv(graph, x, kernel, bias, name, strides=1, groups=1, dilation=1):

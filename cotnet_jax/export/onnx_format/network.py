@@ -11,7 +11,7 @@ import onnx
 from cotnet_jax.export.onnx_format import layers, preprocess
 from cotnet_jax.export.onnx_format.graph import Features, Graph
 from cotnet_jax.export.options import INPUT, Options, describe, preparation_of
-from cotnet_jax.models.cotnet import CoTNet
+from cotnet_jax.models.cotnet import CoTNet, key_groups_of
 from cotnet_jax.models.folding import fold_batch_norm
 from cotnet_jax.predictor import Predictor
 
@@ -104,7 +104,7 @@ def _spatial(graph, y, weights, block):
             y = layers.average_pool_3x3(graph, y, strides)
         groups = block["cardinality"]
         with graph.scope("cot"):
-            y = layers.cot_layer(graph, y, weights["cot"], groups, 4 if groups == 1 else 8)
+            y = layers.cot_layer(graph, y, weights["cot"], groups, key_groups_of(groups))
     return layers.blur_pool(graph, y, strides) if strided and blur else y
 
 
