@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import ml_collections
@@ -239,6 +239,12 @@ def restore(default: ml_collections.ConfigDict, saved: Mapping[str, Any]):
 def weight_kinds(config: Mapping[str, Any]) -> tuple[Literal["raw", "ema"], ...]:
     """Return the kinds of weights of a run; its checkpoints are ranked by the last one's top-1."""
     return ("raw", "ema") if config["ema"]["decay"] else ("raw",)
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise ValueError with all problems of a configuration, if there are any."""
+    if problems:
+        raise ValueError("\n  ".join(["the configuration has problems:", *problems]))
 
 
 def find_problems(

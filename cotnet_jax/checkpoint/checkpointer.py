@@ -64,10 +64,15 @@ def open_checkpoints(
     )
 
 
+def find_steps(directory: epath.PathLike) -> list[int]:
+    """Return the steps that a folder has checkpoints of, damaged ones too, ascending."""
+    directory = epath.Path(directory)
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+
+
 def has_steps(directory: epath.PathLike) -> bool:
     """Return whether a folder exists and holds any checkpoint, damaged or not."""
-    directory = epath.Path(directory)
-    return directory.is_dir() and bool(ocp.utils.checkpoint_steps(directory))
+    return bool(find_steps(directory))
 
 
 class Checkpointer:

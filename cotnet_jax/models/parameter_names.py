@@ -9,10 +9,11 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.traverse_util
+import jax
 
 HEAD = "head"
 # An escape, a set of characters, or one other character of a regular expression.
@@ -39,6 +40,16 @@ def split(params: Mapping[str, Any], names: Iterable[str]) -> tuple[dict, dict]:
 def join(params: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
     """Return one nested dict of what ``split`` has parted."""
     return _nest(flatten(params) | flatten(others))
+
+
+def map_named(function: Callable[..., Any], *trees: Any) -> Any:
+    """Return a tree of what ``function(name, leaf, ...)`` gives of the leaves with equal names."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(
+            jax.tree_util.keystr(path, simple=True, separator="/"), *leaves
+        ),
+        *trees,
+    )
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:

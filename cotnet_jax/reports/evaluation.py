@@ -17,13 +17,12 @@ import ml_collections
 from absl import logging
 
 from cotnet_jax import files
-from cotnet_jax.checkpoint.checkpointer import CheckpointError
+from cotnet_jax.checkpoint.checkpointer import CheckpointError, find_steps
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.distributed.first_process import run_on_first
-from cotnet_jax.distributed.watchdog import Watchdog
 from cotnet_jax.reports.summary import Report, summarize
 from cotnet_jax.reports.writing import explained, write_report
-from cotnet_jax.training.evaluate import EvalLoop, FoundWeights, find_weights
+from cotnet_jax.training.evaluate import FoundWeights, find_weights, open_eval_loop
 from cotnet_jax.training.metric_writer import write_events
 from cotnet_jax.training.setup import EvalSetup, set_up_evaluation
 from cotnet_jax.weights.loading import run_of
@@ -61,7 +60,7 @@ def evaluate(
     found = find_weights(setup, workdir)
     run = _run_of(setup.config, workdir)
     folder = files.local(output) if output else _evaluations(run) / _name(setup, found)
-    with _made(folder), _eval_loop(setup) as eval_loop:
+    with _made(folder), open_eval_loop(setup) as eval_loop:
         evaluation = eval_loop.evaluate(found.variables)
     if jax.process_index() == 0:
         report = summarize(setup, found, evaluation)
@@ -135,10 +134,10 @@ def checkpoints_of(workdir: str | Path) -> list[Path]:
       ValueError: there is none.
     """
     folder = Workdir(workdir).checkpoints
-    found = [path for path in folder.glob("*") if path.name.isdecimal()]
-    if not found:
+    steps = find_steps(folder)
+    if not steps:
         raise ValueError(f"{workdir}: no checkpoint in it")
-    return sorted(found, key=lambda path: int(path.name))
+    return [folder / str(step) for step in steps]
 
 
 def _rows(
@@ -148,7 +147,7 @@ def _rows(
     for _, group in itertools.groupby(configs, _without_weights):
         group = list(group)
         setup = set_up_evaluation(group[0], report=True)
-        with _eval_loop(setup) as eval_loop:
+        with open_eval_loop(setup) as eval_loop:
             for config in group:
                 logging.info("Evaluating %s.", config.init_from)
                 try:
@@ -175,12 +174,6 @@ def _to_csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
-
-
-@contextlib.contextmanager
-def _eval_loop(setup: EvalSetup) -> Iterator[EvalLoop]:
-    with Watchdog(setup.config.distributed) as watchdog, EvalLoop(setup, watchdog) as eval_loop:
-        yield eval_loop
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """Evaluate weights on a whole split, every image counted once."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def evaluate_only(
     """
     setup = set_up_evaluation(config)
     weights = find_weights(setup, workdir).variables
-    with Watchdog(setup.config.distributed) as watchdog, EvalLoop(setup, watchdog) as eval_loop:
+    with open_eval_loop(setup) as eval_loop:
         return eval_loop.run(weights)
 
 
@@ -219,6 +220,13 @@ class EvalLoop:
             texts = (evaluator.log_text(kind, metrics) for evaluator in setup.evaluators)
             logging.info("%s", " | ".join([f"{kind} weights", *filter(None, texts)]))
         return Evaluation(metrics, counts, predictions, seconds)
+
+
+@contextlib.contextmanager
+def open_eval_loop(setup: EvalSetup) -> Iterator[EvalLoop]:
+    """Yield the loop of evaluations outside of a training run, with a watchdog of their own."""
+    with Watchdog(setup.config.distributed) as watchdog, EvalLoop(setup, watchdog) as eval_loop:
+        yield eval_loop
 
 
 def make_eval_step(

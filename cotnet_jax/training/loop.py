@@ -63,7 +63,9 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
     )
     logging.info("This run:\n%s", start_summary(setup, state.params, workdir))
     train_step = build_train_step(setup, optimizer)
-    head_step = build_train_step(setup, optimizer, head_only=setup.head_only_steps > 0)
+    head_step = train_step
+    if setup.head_only_steps:
+        head_step = build_train_step(setup, optimizer, head_only=True)
     _log_what_is_trained(setup)
 
     with Trainer(setup, workdir) as trainer:

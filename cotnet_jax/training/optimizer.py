@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from cotnet_jax.models import parameter_names
 from cotnet_jax.models.parameter_names import HEAD
 
 
@@ -112,10 +113,10 @@ def _adamw(config) -> list[optax.GradientTransformation]:
 def _scale_by_name(factors: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiply the update of each parameter by its factor."""
 
-    def scale(path, update):
-        return update * factors[jax.tree_util.keystr(path, simple=True, separator="/")]
+    def scale(name, update):
+        return update * factors[name]
 
-    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
+    return optax.stateless(lambda updates, _: parameter_names.map_named(scale, updates))
 
 
 def _head_apart(rule: optax.GradientTransformation) -> optax.GradientTransformation:

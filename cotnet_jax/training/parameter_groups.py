@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from cotnet_jax.config import raise_problems
 from cotnet_jax.models import parameter_names
 
 
@@ -56,8 +57,7 @@ def find_groups(
             f"--config.finetune.freeze={finetune.freeze}: freezes all {len(names)} parameters; "
             "leave some to train, such as the head"
         )
-    if problems:
-        raise ValueError("\n  ".join(["the configuration has problems:", *problems]))
+    raise_problems(problems)
     return _freeze(frozen, variables(), _rate_multipliers(names, multipliers, finetune.layer_decay))
 
 

@@ -12,7 +12,12 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from cotnet_jax.config import expand_paths, find_length_problems, find_problems
+from cotnet_jax.config import (
+    expand_paths,
+    find_length_problems,
+    find_problems,
+    raise_problems,
+)
 from cotnet_jax.data import pipeline
 from cotnet_jax.data.examples import file_name_of
 from cotnet_jax.data.labels import balanced_weights, read_labels
@@ -106,7 +111,7 @@ class TrainSetup:
 
     @property
     def total_steps(self) -> int:
-        return self.config.steps or self.steps_per_epoch * self.config.epochs
+        return _total_steps(self.config, self.steps_per_epoch)
 
     @property
     def steps_per_rate(self) -> int:
@@ -194,7 +199,7 @@ def set_up_training(config: ml_collections.ConfigDict, devices=None) -> TrainSet
     config = evaluation.config
     train_source = open_source(config.data, config.data.train_split)
     steps_per_epoch = pipeline.steps_per_epoch(config, train_source)
-    _raise_problems(find_length_problems(config, steps_per_epoch))
+    raise_problems(find_length_problems(config, steps_per_epoch))
     setup = TrainSetup(
         eval=evaluation,
         train_source=train_source,
@@ -230,7 +235,7 @@ def set_up_evaluation(
     problems = find_problems(config, mesh.size, training=training)
     evaluators, unusable = make_evaluators(config, report=report)
     problems += unusable
-    _raise_problems(problems)
+    raise_problems(problems)
     eval_source = open_source(config.data, config.data.eval_split)
     for evaluator in evaluators:
         evaluator.check_source(config, eval_source)
@@ -244,15 +249,14 @@ def set_up_evaluation(
     )
 
 
-def _raise_problems(problems: list[str]) -> None:
-    if problems:
-        raise ValueError("\n  ".join(["the configuration has problems:", *problems]))
+def _total_steps(config, steps_per_epoch) -> int:
+    return config.steps or config.epochs * steps_per_epoch
 
 
 def _learning_rates(config, steps_per_epoch) -> np.ndarray:
     schedule = config.schedule
     in_epochs = schedule.unit == "epoch"
-    steps = config.steps or config.epochs * steps_per_epoch
+    steps = _total_steps(config, steps_per_epoch)
     warmup_steps = schedule.warmup_steps or schedule.warmup_epochs * steps_per_epoch
     return learning_rates(
         schedule,

@@ -137,11 +137,10 @@ def _keep_frozen(frozen: bool | frozenset[str], old: dict, new: dict) -> dict:
     The mean over devices may have rounded those.
     """
 
-    def choose(path, old, new):
-        module = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
-        return old if is_frozen(frozen, module) else new
+    def choose(name, old, new):
+        return old if is_frozen(frozen, name.rpartition("/")[0]) else new
 
-    return jax.tree_util.tree_map_with_path(choose, old, new)
+    return parameter_names.map_named(choose, old, new)
 
 
 def _are_finite(weights: Any) -> jax.Array:
