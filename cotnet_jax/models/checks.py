@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cotnet_jax.layers.checks import check_array
-from cotnet_jax.ops.local_aggregation.dispatch import IMPLEMENTATIONS
+from cotnet_jax.ops.dispatch import IMPLEMENTATIONS
 
 # What other libraries' models take, and what to type here.
 _ELSEWHERE = {

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cotnet_jax.command_line import Parser, positive
-from cotnet_jax.ops.local_aggregation import dispatch, normalized, plain, reference
+from cotnet_jax.ops import dispatch
+from cotnet_jax.ops.local_aggregation import normalized, plain, reference
 from cotnet_jax.ops.local_aggregation.shapes import MODEL_SHAPES, AggregationShape
 
 EPSILON = 1e-5

@@ -33,8 +33,8 @@ import numpy as np
 from cotnet_jax.command_line import Parser, positive
 from cotnet_jax.layers import pooling
 from cotnet_jax.models.cotnet import create_model, list_models
+from cotnet_jax.ops import dispatch
 from cotnet_jax.ops.local_aggregation import (
-    dispatch,
     local_aggregation,
     normalized_local_aggregation,
     reference,

@@ -24,7 +24,8 @@ import time
 from unittest import mock
 
 from cotnet_jax.command_line import Parser, positive
-from cotnet_jax.ops.local_aggregation import dispatch, shapes
+from cotnet_jax.ops import dispatch
+from cotnet_jax.ops.local_aggregation import shapes
 from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
 from cotnet_jax.ops.local_aggregation.triton import configs, tuned_configs
 from cotnet_jax.ops.local_aggregation.triton.configs import (

@@ -14,8 +14,8 @@ import pytest
 from helpers import triton_interpreter  # noqa: F401  (first, or nothing interprets; may skip all)
 from jax.sharding import PartitionSpec as P
 
+from cotnet_jax.ops import dispatch
 from cotnet_jax.ops.local_aggregation import (
-    dispatch,
     local_aggregation,
     normalized_local_aggregation,
     reference,
@@ -365,11 +365,11 @@ def test_platform_is_chosen_at_lowering(monkeypatch, use_config):
 
 
 def test_missing_kernel_falls_back_with_one_warning(monkeypatch):
-    def missing():
-        raise ImportError(f"needs {dispatch.INSTALL}")
+    def missing(module):
+        raise ImportError(f"{module} needs {dispatch.INSTALL}")
 
     monkeypatch.setattr(jax, "devices", lambda platform: ["cuda:0"])
-    monkeypatch.setattr(dispatch, "_triton", missing)
+    monkeypatch.setattr(dispatch, "_import", missing)
     dispatch.kernel_available.cache_clear()
     values, weights = (jnp.ones(s) for s in ((1, 2, 2, 8), (1, 2, 2, 1, 9, 1)))
     try:

@@ -13,8 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from cotnet_jax.ops.local_aggregation.dispatch import check_implementation, dispatch
-from cotnet_jax.ops.local_aggregation.plain import check_inputs, xla_backward, xla_forward
+from cotnet_jax.ops.dispatch import check_implementation, dispatch
+from cotnet_jax.ops.local_aggregation.plain import (
+    LAUNCH,
+    check_inputs,
+    xla_backward,
+    xla_forward,
+)
 from cotnet_jax.ops.varying import align
 
 NAME = "normalized_local_aggregation"
@@ -80,7 +85,12 @@ def _aggregate(implementation, epsilon, *operands):
 def _aggregate_fwd(implementation, epsilon, values, raw, scale, bias):
     operands = (values, raw, scale, bias)
     y, mean, rstd = dispatch(
-        implementation, "normalized_forward", xla_normalized_forward, *operands, epsilon=epsilon
+        LAUNCH,
+        implementation,
+        "normalized_forward",
+        xla_normalized_forward,
+        *operands,
+        epsilon=epsilon,
     )
     return y, (values, raw, mean, rstd, scale, bias)
 
@@ -89,7 +99,9 @@ def _aggregate_bwd(implementation, epsilon, residuals, gradient):
     del epsilon
     values, raw, *normalization = residuals
     operands = (values, raw, gradient, *normalization)
-    return dispatch(implementation, "normalized_backward", xla_normalized_backward, *operands)
+    return dispatch(
+        LAUNCH, implementation, "normalized_backward", xla_normalized_backward, *operands
+    )
 
 
 _aggregate.defvjp(_aggregate_fwd, _aggregate_bwd)
@@ -98,7 +110,12 @@ _aggregate.defvjp(_aggregate_fwd, _aggregate_bwd)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _activated(implementation, epsilon, *operands):
     return dispatch(
-        implementation, "activated_forward", xla_activated_forward, *operands, epsilon=epsilon
+        LAUNCH,
+        implementation,
+        "activated_forward",
+        xla_activated_forward,
+        *operands,
+        epsilon=epsilon,
     )
 
 

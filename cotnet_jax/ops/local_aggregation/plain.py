@@ -19,8 +19,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cotnet_jax.ops.local_aggregation.dispatch import check_implementation, dispatch
+from cotnet_jax.ops.dispatch import check_implementation, dispatch
 from cotnet_jax.ops.varying import align
+
+# The kernels' module; it needs JAX with CUDA.
+LAUNCH = "cotnet_jax.ops.local_aggregation.triton.launch"
 
 
 def local_aggregation(
@@ -82,7 +85,7 @@ def check_inputs(operation: str, values: jax.Array, weights: jax.Array) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _aggregate(implementation, values, weights):
-    return dispatch(implementation, "forward", xla_forward, values, weights)
+    return dispatch(LAUNCH, implementation, "forward", xla_forward, values, weights)
 
 
 def _aggregate_fwd(implementation, values, weights):
@@ -90,7 +93,7 @@ def _aggregate_fwd(implementation, values, weights):
 
 
 def _aggregate_bwd(implementation, residuals, gradient):
-    return dispatch(implementation, "backward", xla_backward, *residuals, gradient)
+    return dispatch(LAUNCH, implementation, "backward", xla_backward, *residuals, gradient)
 
 
 _aggregate.defvjp(_aggregate_fwd, _aggregate_bwd)

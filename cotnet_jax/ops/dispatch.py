@@ -1,6 +1,7 @@
-"""The choice of an aggregation's implementation: XLA's, or on NVIDIA GPUs the Triton kernels."""
+"""The choice of an operation's implementation: XLA's form, or on NVIDIA GPUs its Triton kernels."""
 
 import functools
+import importlib
 import sys
 import warnings
 
@@ -27,20 +28,26 @@ def check_implementation(operation: str, implementation: str | None, *arrays: ja
         )
 
 
-def dispatch(implementation, kernel, xla, *operands, **constants):
-    """Call ``launch``'s function named ``kernel``, or ``xla``, with the operands.
+def uses_kernels(implementation: str | None, *operands: jax.Array) -> bool:
+    """Return whether ``dispatch`` calls a kernel with the operands, where it runs on a GPU."""
+    if implementation == "xla" or operands[0].size == 0:
+        return False
+    return implementation == "triton" or (
+        kernel_available() and all(_kernel_takes(a.dtype) for a in operands)
+    )
 
-    With no implementation forced the choice falls at lowering, by platform, so that one traced
-    function runs on either.
+
+def dispatch(launch, implementation, kernel, xla, *operands, **constants):
+    """Call the function named ``kernel`` of the module ``launch``, or ``xla``, with the operands.
+
+    The module, given by its dotted name, is imported only where a kernel is to run: it needs JAX
+    with CUDA. With no implementation forced the choice falls at lowering, by platform, so that one
+    traced function runs on either.
     """
     xla = functools.partial(xla, **constants)
-    if implementation == "xla" or operands[0].size == 0:
+    if not uses_kernels(implementation, *operands):
         return xla(*operands)
-    if implementation is None and not (
-        kernel_available() and all(_kernel_takes(a.dtype) for a in operands)
-    ):
-        return xla(*operands)
-    triton = functools.partial(getattr(_triton(), kernel), **constants)
+    triton = functools.partial(getattr(_import(launch), kernel), **constants)
     if implementation == "triton":
         return triton(*operands)
     return lax.platform_dependent(*operands, cuda=triton, default=xla)
@@ -50,29 +57,27 @@ def _kernel_takes(dtype):
     return dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
 
 
-def _triton():
-    """Return the kernels' module, imported only where it is to run: it needs JAX with CUDA."""
+def _import(module):
     try:
-        from cotnet_jax.ops.local_aggregation.triton import launch
+        return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
             f"implementation='triton' needs JAX with CUDA, and {INSTALL}: {error}"
         ) from error
-    return launch
 
 
 @functools.cache
 def kernel_available() -> bool:
-    """Return whether the kernels run here, with one warning where only software is missing."""
+    """Return whether kernels run here, with one warning where only software is missing."""
     try:
         jax.devices("cuda")
     except RuntimeError:
         return False
     try:
-        _triton()
+        _import("cotnet_jax.ops.triton_call")
     except ImportError as error:
         warnings.warn(
-            f"local aggregation runs in its slower XLA form, without its GPU kernel. {error}",
+            f"networks run in their slower XLA form, without the GPU kernels. {error}",
             stacklevel=2,
         )
         return False
