@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cotnet_jax.layers import initializers
+from cotnet_jax.ops.space_to_depth import FEW_CHANNELS, space_to_depth_conv
 
 
 class Conv(nn.Module):
@@ -36,26 +37,38 @@ class Conv(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
-    @nn.compact
     def __call__(
         self, x: Float[Array, "N H W in"]
     ) -> Float[Array, "N H_out W_out {self.features}"]:
         """[N, H, W, in] -> [N, ceil(H / strides), ceil(W / strides), features], for odd K."""
+        return self.convolve(x, *self.parameters(x.shape[-1]))
+
+    def convolve(
+        self, x: Float[Array, "N H W in"], kernel: Array, bias: Array | None
+    ) -> Float[Array, "N H_out W_out {self.features}"]:
+        """As a call, with a kernel and a bias like the module's own ones."""
+        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y if bias is None else y + bias.astype(self.dtype)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the convolution is the product of each pixel with one matrix."""
+        return not self.use_bias and self.kernel_size == self.strides == self.groups == 1
+
+    @nn.compact
+    def parameters(self, channels: int) -> tuple[Array, Array | None]:
+        """Return kernel and bias for so many input channels; None for no bias."""
         size = (self.kernel_size, self.kernel_size)
-        fan_in = x.shape[-1] // self.groups * self.kernel_size**2
         kernel = self.param(
             "kernel",
             initializers.kaiming_normal_fan_out,
-            (*size, x.shape[-1] // self.groups, self.features),
+            (*size, channels // self.groups, self.features),
             self.param_dtype,
         )
-        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
-        if self.use_bias:
-            bias = self.param(
-                "bias", initializers.uniform_fan_in(fan_in), (self.features,), self.param_dtype
-            )
-            y += bias.astype(self.dtype)
-        return y
+        if not self.use_bias:
+            return kernel, None
+        uniform = initializers.uniform_fan_in(channels // self.groups * self.kernel_size**2)
+        return kernel, self.param("bias", uniform, (self.features,), self.param_dtype)
 
     def _convolve(self, x, kernel):
         padding = self.dilation * (self.kernel_size // 2)
@@ -80,6 +93,13 @@ class Conv(nn.Module):
             return jnp.concatenate([convolve(*group) for group in groups], axis=-1)
 
         if self.groups == 1:
+            if self.strides > 1 and self.dilation == 1 and x.shape[-1] <= FEW_CHANNELS:
+                return jax.lax.platform_dependent(
+                    x,
+                    kernel,
+                    cpu=convolve,
+                    default=functools.partial(space_to_depth_conv, strides=self.strides),
+                )
             return convolve(x, kernel)
         # XLA's kernel gradient of a grouped convolution was 50 times slower than the groups' own
         # convolutions on a CPU.
