@@ -1,12 +1,16 @@
 """Batch normalisation with the running statistics of the published models."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm
+from cotnet_jax.ops.batch_norm.plain import finish, normalize
 
 
 def is_frozen(frozen: bool | frozenset[str], path: str) -> bool:
@@ -34,6 +38,7 @@ class BatchNorm(nn.Module):
       dtype: of the result.
       param_dtype: of scale, bias and running statistics.
       scale_init: initializer of the scale.
+      implementation: as in ``local_aggregation``, of training.
     """
 
     use_running_average: bool = True
@@ -44,25 +49,61 @@ class BatchNorm(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     scale_init: Callable = nn.initializers.ones
+    implementation: str | None = None
 
-    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+    def __call__(
+        self,
+        x: Float[Array, "*batch C"],
+        *,
+        activation: str | None = None,
+        residual: Float[Array, "*batch C"] | None = None,
+        branch_scale: Float[Array, " N"] | None = None,
+    ) -> Float[Array, "*batch C"]:
         """Normalise x, and update "batch_stats" unless the running statistics are used.
+
+        Args:
+          x: any floating dtype.
+          activation: "relu", "silu" or None, of the result.
+          residual: added before the activation.
+          branch_scale: factor of each sample, beside a residual.
 
         Raises:
           ValueError: a batch to take statistics from has a single value in each channel.
         """
         scale, bias, running_mean, running_var = self._variables(x.shape[-1])
+        after = {"activation": activation, "residual": residual, "branch_scale": branch_scale}
         if self.uses_running_statistics:
-            mean, var = running_mean.value, running_var.value
-        else:
-            mean, var, count = self._batch_statistics(x)
-            if not self.is_initializing():
-                unbiased = var * (count / (count - 1))
-                for running, batch in ((running_mean, mean), (running_var, unbiased)):
-                    running.value = self.momentum * running.value + (1 - self.momentum) * batch
-        multiplier = scale * lax.rsqrt(var + self.epsilon)
-        y = (x.astype(multiplier.dtype) - mean) * multiplier + bias
-        return y.astype(self.dtype)
+            multiplier = scale * lax.rsqrt(running_var.value + self.epsilon)
+            y = normalize(x, running_mean.value, multiplier, bias)
+            return finish(y, **after).astype(self.dtype)
+        count = self._count(x)
+        y, mean, var = batch_norm(
+            *(x, scale, bias), **after, dtype=self.dtype, **self._training_options()
+        )
+        self._update(running_mean, running_var, mean, var, count)
+        return y
+
+    def of_product(
+        self, x: Float[Array, "N H W K"], kernel: Float[Array, "K C"], **options: Any
+    ) -> tuple[Array, ...]:
+        """As a call in training with ``x @ kernel``, by ``conv_batch_norm``.
+
+        ``options`` are keyword arguments of a call, and ``returns_x``, for which x follows.
+        """
+        scale, bias, running_mean, running_var = self._variables(kernel.shape[1])
+        count = self._count(x)
+        y, mean, var, *x = conv_batch_norm(
+            *(x, kernel, scale, bias), **options, **self._training_options()
+        )
+        self._update(running_mean, running_var, mean, var, count)
+        return y, *x
+
+    def _training_options(self):
+        return {
+            "epsilon": self.epsilon,
+            "axis_name": self.axis_name,
+            "implementation": self.implementation,
+        }
 
     def scale_and_shift(self, channels: int) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
         """Return (multiplier, shift) such that the normalised x is ``x * multiplier + shift``.
@@ -96,8 +137,8 @@ class BatchNorm(nn.Module):
             self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype),
         )
 
-    def _batch_statistics(self, x):
-        """Mean and biased variance [C] in one pass over x, and the number of values in each."""
+    def _count(self, x):
+        """Return the number of values that the statistics of a channel are taken from."""
         count = x.size // max(x.shape[-1], 1)
         if self.axis_name is not None:
             count *= lax.axis_size(self.axis_name)
@@ -107,10 +148,10 @@ class BatchNorm(nn.Module):
                 f"batch of shape {x.shape}, and a variance needs two: give every device at least "
                 "two images, or average the statistics over devices (sync_batch_norm)"
             )
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        axes = tuple(range(x.ndim - 1))
-        mean, mean_of_squares = x.mean(axes), jnp.square(x).mean(axes)
-        if self.axis_name is not None:
-            mean, mean_of_squares = lax.pmean((mean, mean_of_squares), self.axis_name)
-        # Rounding may leave a tiny negative variance where all values are equal.
-        return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0), count
+        return count
+
+    def _update(self, running_mean, running_var, mean, var, count):
+        if not self.is_initializing():
+            unbiased = var * (count / (count - 1))
+            for running, batch in ((running_mean, mean), (running_var, unbiased)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * batch

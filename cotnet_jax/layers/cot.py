@@ -17,8 +17,9 @@ from jaxtyping import Array, Float
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.checks import check_array
 from cotnet_jax.layers.conv import Conv
+from cotnet_jax.layers.conv_norm import conv_norm
 from cotnet_jax.layers.group_norm import WeightGroupNorm
-from cotnet_jax.ops.local_aggregation.dispatch import IMPLEMENTATIONS
+from cotnet_jax.ops.dispatch import IMPLEMENTATIONS
 from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
 from cotnet_jax.ops.local_aggregation.plain import local_aggregation
 
@@ -99,10 +100,10 @@ class CoTLayer(nn.Module):
         channels = x.shape[-1]
         norm = functools.partial(self.norm, use_running_average=not train)
 
-        static = self.conv(channels, self.kernel_size, groups=self.key_groups, name="key_conv")(x)
-        static = nn.relu(norm(name="key_bn")(static))
-        values = self.conv(channels, groups=self.groups, name="value_conv")(x)
-        values = norm(name="value_bn")(values)
+        value_conv = self.conv(channels, groups=self.groups, name="value_conv")
+        values, x = conv_norm(value_conv, norm(name="value_bn"), x, reuses_x=True)
+        key_conv = self.conv(channels, self.kernel_size, groups=self.key_groups, name="key_conv")
+        static, _ = conv_norm(key_conv, norm(name="key_bn"), x, activation="relu")
         dynamic = self._dynamic(values, self._weights(x, static, norm), norm, train)
 
         self.sow("intermediates", "static", static)
@@ -128,8 +129,8 @@ class CoTLayer(nn.Module):
         by_group = (*pixels, self.groups, channels // self.groups)
         both = jnp.concatenate([x.reshape(by_group), static.reshape(by_group)], axis=-1)
         both = both.reshape(*pixels, 2 * channels)
-        hidden = self.conv(channels // 2, groups=self.groups, name="weight_conv1")(both)
-        hidden = nn.relu(norm(name="weight_bn")(hidden))
+        conv = self.conv(channels // 2, groups=self.groups, name="weight_conv1")
+        hidden, _ = conv_norm(conv, norm(name="weight_bn"), both, activation="relu")
         positions = self.kernel_size**2
         weight_channels = channels // CHANNELS_PER_WEIGHT
         weights = self.conv(
@@ -145,7 +146,7 @@ class CoTLayer(nn.Module):
             weights = weight_norm(weights)
             self.sow("intermediates", "aggregation_weights", weights)
             y = local_aggregation(values, weights, implementation=self.implementation)
-            return nn.silu(norm(y))
+            return norm(y, activation="silu")
         aggregate = functools.partial(
             normalized_local_aggregation,
             values,
@@ -155,7 +156,7 @@ class CoTLayer(nn.Module):
             implementation=self.implementation,
         )
         if train:
-            return nn.silu(norm(aggregate()))
+            return norm(aggregate(), activation="silu")
         output_scale, output_shift = norm.scale_and_shift(values.shape[-1])
         return aggregate(output_scale=output_scale, output_shift=output_shift)
 
@@ -163,8 +164,8 @@ class CoTLayer(nn.Module):
         """Mix the contexts in each channel by a softmax, predicted from their mean over pixels."""
         channels = static.shape[-1]
         pooled = (dynamic + static).mean((1, 2), keepdims=True)
-        hidden = self.conv(max(channels // 2, 32), use_bias=True, name="fusion_conv1")(pooled)
-        hidden = nn.relu(norm(name="fusion_bn")(hidden))
+        conv = self.conv(max(channels // 2, 32), use_bias=True, name="fusion_conv1")
+        hidden, _ = conv_norm(conv, norm(name="fusion_bn"), pooled, activation="relu")
         logits = self.conv(2 * channels, use_bias=True, name="fusion_conv2")(hidden)
         logits = logits.reshape(*logits.shape[:3], channels, 2)
         share = nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cotnet_jax.ops.batch_norm.plain import scale_branch
+
 
 class DropPath(nn.Module):
     """Drop a residual branch for random samples of a training batch.
@@ -18,12 +20,15 @@ class DropPath(nn.Module):
 
     rate: float
 
-    @nn.compact
     def __call__(self, x: Float[Array, "N ..."], train: bool = False) -> Float[Array, "N ..."]:
         """Return x, with some samples zero in training; they are drawn from the "dropout" RNG."""
+        return scale_branch(x, self.branch_scale(x.shape[0], train))
+
+    @nn.compact
+    def branch_scale(self, samples: int, train: bool = False) -> Float[Array, " {samples}"] | None:
+        """Return the factors of so many samples, float32; None where all are 1."""
         if not train or self.rate == 0:
-            return x
+            return None
         keep = 1 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
-        return jnp.where(mask, x / keep, 0)
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (samples,))
+        return jnp.where(mask, jnp.float32(1 / keep), 0)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.conv import Conv
+from cotnet_jax.layers.conv_norm import conv_norm
 
 
 class SplitAttention(nn.Module):
@@ -39,11 +40,11 @@ class SplitAttention(nn.Module):
         """[N, H, W, C] -> [N, ceil(H / strides), ceil(W / strides), C]."""
         channels = x.shape[-1]
         norm = functools.partial(self.norm, use_running_average=not train)
-        z = self.conv(channels, 3, strides=self.strides, dilation=self.dilation, name="conv")(x)
-        z = nn.silu(norm(name="bn0")(z))
+        conv = self.conv(channels, 3, strides=self.strides, dilation=self.dilation, name="conv")
+        z, _ = conv_norm(conv, norm(name="bn0"), x, activation="silu")
         gate = z.mean((1, 2), keepdims=True)
-        gate = self.conv(max(channels // 4, 32), use_bias=True, name="fc1")(gate)
-        gate = nn.silu(norm(name="bn1")(gate))
+        conv = self.conv(max(channels // 4, 32), use_bias=True, name="fc1")
+        gate, _ = conv_norm(conv, norm(name="bn1"), gate, activation="silu")
         gate = self.conv(channels, use_bias=True, name="fc2")(gate)
         gate = nn.sigmoid(gate.astype(jnp.promote_types(gate.dtype, jnp.float32)))
         return z * gate.astype(z.dtype)

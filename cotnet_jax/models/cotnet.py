@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from cotnet_jax.layers import initializers, pooling
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.conv import Conv
+from cotnet_jax.layers.conv_norm import conv_norm
 from cotnet_jax.layers.cot import CoTLayer
 from cotnet_jax.layers.drop_path import DropPath
 from cotnet_jax.layers.group_norm import WeightGroupNorm
@@ -70,14 +71,15 @@ class Stem(nn.Module):
         """[N, H, W, channels] -> [N, ceil(H / 2), ceil(W / 2), 64 or 2 * stem_width]."""
         norm = functools.partial(self.norm, use_running_average=not train)
         if self.stem_width:
-            x = self.conv(self.stem_width, 3, strides=2, name="conv1")(x)
-            x = nn.relu(norm(name="bn1")(x))
-            x = self.conv(self.stem_width, 3, name="conv2")(x)
-            x = nn.relu(norm(name="bn2")(x))
-            x = self.conv(2 * self.stem_width, 3, name="conv3")(x)
+            first = self.conv(self.stem_width, 3, strides=2, name="conv1")
+            second = self.conv(self.stem_width, 3, name="conv2")
+            x, _ = conv_norm(first, norm(name="bn1"), x, activation="relu")
+            x, _ = conv_norm(second, norm(name="bn2"), x, activation="relu")
+            last = self.conv(2 * self.stem_width, 3, name="conv3")
         else:
-            x = self.conv(64, 7, strides=2, name="conv1")(x)
-        return nn.relu(norm(name="bn")(x))
+            last = self.conv(64, 7, strides=2, name="conv1")
+        x, _ = conv_norm(last, norm(name="bn"), x, activation="relu")
+        return x
 
 
 class Bottleneck(nn.Module):
@@ -112,12 +114,22 @@ class Bottleneck(nn.Module):
     ) -> Float[Array, "N -(-H//{self.strides}) -(-W//{self.strides}) {self.features}"]:
         """[N, H, W, in] -> [N, ceil(H / strides), ceil(W / strides), features]."""
         norm = functools.partial(self.norm, use_running_average=not train)
-        y = nn.relu(norm(name="bn1")(self.conv(self.width, name="conv1")(x)))
+        y, x = conv_norm(
+            *(self.conv(self.width, name="conv1"), norm(name="bn1"), x),
+            activation="relu",
+            reuses_x=True,
+        )
         y = self._spatial(y, train)
-        y = self.conv(self.features, name="conv3")(y)
-        y = norm(scale_init=nn.initializers.zeros, name="bn3")(y)
-        y = DropPath(self.drop_path_rate, name="drop_path")(y, train)
-        return nn.relu(y + self._shortcut(x, norm))
+        drop_path = DropPath(self.drop_path_rate, name="drop_path")
+        y, _ = conv_norm(
+            self.conv(self.features, name="conv3"),
+            norm(scale_init=nn.initializers.zeros, name="bn3"),
+            y,
+            activation="relu",
+            residual=self._shortcut(x, norm),
+            branch_scale=drop_path.branch_scale(x.shape[0], train),
+        )
+        return y
 
     def _spatial(self, y, train):
         """The spatial layer, and the pooling that gives it its strides."""
@@ -150,8 +162,9 @@ class Bottleneck(nn.Module):
         if self.average_down and strides > 1:
             x = pooling.average_pool_2x2(x, strides)
             strides = 1
-        x = self.conv(self.features, strides=strides, name="downsample_conv")(x)
-        return norm(name="downsample_bn")(x)
+        conv = self.conv(self.features, strides=strides, name="downsample_conv")
+        x, _ = conv_norm(conv, norm(name="downsample_bn"), x)
+        return x
 
 
 class CoTNet(nn.Module):
@@ -260,7 +273,11 @@ class CoTNet(nn.Module):
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(Conv, **dtypes)
         norm = functools.partial(
-            BatchNorm, axis_name=self.bn_axis_name, frozen=self.freeze_batch_norm, **dtypes
+            BatchNorm,
+            axis_name=self.bn_axis_name,
+            frozen=self.freeze_batch_norm,
+            implementation=self.implementation,
+            **dtypes,
         )
         cot = functools.partial(
             CoTLayer,

@@ -1,0 +1,1 @@
+"""The batch normalisation's Triton kernels, and their launch on NVIDIA GPUs."""

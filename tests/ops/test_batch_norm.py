@@ -1,0 +1,226 @@
+"""Batch normalisation in training: the kernels in Triton's interpreter, and XLA's forms of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import triton_interpreter  # noqa: F401  (first, or nothing interprets; may skip all)
+from jax.sharding import PartitionSpec as P
+
+from cotnet_jax.ops import dispatch
+from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm, conv_kernels_suit, training
+from cotnet_jax.ops.batch_norm.triton import launch
+
+pytestmark = pytest.mark.kernels
+TOLERANCE = {"float32": 2e-6, "float16": 3e-3, "bfloat16": 2e-2}
+# Activation, whether there is a residual, and whether samples of the branch are dropped.
+ENDS = [
+    (None, False, False),
+    ("relu", False, False),
+    ("silu", False, False),
+    ("relu", True, False),
+    ("relu", True, True),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_grids(monkeypatch):
+    """Have few programs, of several blocks each, so that the interpreter is done soon."""
+    monkeypatch.setattr(launch, "BLOCK", 256)
+    monkeypatch.setattr(launch, "BLOCK_CHANNELS", 16)
+    monkeypatch.setattr(launch, "PROGRAMS", 4)
+
+
+@pytest.fixture
+def as_beside_a_gpu(monkeypatch):
+    """Have operations choose at lowering, as with an NVIDIA GPU beside the CPU."""
+    monkeypatch.setattr(dispatch, "kernel_available", lambda: True)
+    monkeypatch.setattr(training, "SMALLEST", 0)
+
+
+def operands(shape, dtype, channels_in=None):
+    """x, gradient, residual, then scale, bias, branch scale and a kernel; of ``dtype`` rounded."""
+    random = np.random.default_rng(0)
+    channels = shape[-1]
+    x_shape = (*shape[:-1], channels_in or channels)
+    arrays = [random.standard_normal(x_shape) * 2 + 1]
+    arrays += [random.standard_normal(shape) for _ in range(2)]
+    arrays += [random.standard_normal((channels_in or 1, channels)) / np.sqrt(channels_in or 1)]
+    vectors = [1 + random.random(channels), random.standard_normal(channels)]
+    vectors += [(random.random(shape[0]) > 0.4) / 0.6]
+    arrays = [np.asarray(jnp.asarray(a, dtype), np.float64) for a in arrays]
+    return arrays, [np.asarray(np.float32(v), np.float64) for v in vectors]
+
+
+def with_gradients(function, arrays, gradient):
+    y, pullback = jax.vjp(function, *arrays)
+    return [y, *pullback(gradient.astype(y.dtype))]
+
+
+def results(shape, dtype, end, implementation):
+    """The result, and gradients of x, scale, bias and residual."""
+    activation, has_residual, drops = end
+    (x, gradient, residual, _), vectors = operands(shape, dtype)
+    if implementation == "float64":
+        implementation, dtype, vector_dtype = "xla", jnp.float64, jnp.float64
+    else:
+        vector_dtype = jnp.float32
+    scale, bias, branch_scale = (jnp.asarray(v, vector_dtype) for v in vectors)
+
+    def call(x, scale, bias, residual):
+        return batch_norm(
+            *(x, scale, bias),
+            activation=activation,
+            residual=residual if has_residual else None,
+            branch_scale=branch_scale if drops else None,
+            implementation=implementation,
+        )[0]
+
+    arrays = (jnp.asarray(x, dtype), scale, bias, jnp.asarray(residual, dtype))
+    return with_gradients(call, arrays, jnp.asarray(gradient, dtype))
+
+
+def assert_close(got, expected, tolerance):
+    for index, (array, wanted) in enumerate(zip(got, expected, strict=True)):
+        array, wanted = np.asarray(array, np.float64), np.asarray(wanted, np.float64)
+        error = np.linalg.norm(array - wanted) / max(np.linalg.norm(wanted), 1e-12)
+        assert error <= tolerance, f"result {index}: {error}"
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((3, 5, 7, 24), "float32"), ((2, 4, 4, 16), "bfloat16"), ((5, 3, 1, 40), "float16")],
+)
+def test_kernels_match_autodiff_in_float64(shape, dtype, end):
+    with jax.enable_x64(True):
+        expected = results(shape, dtype, end, "float64")
+    assert_close(results(shape, dtype, end, "triton"), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_platform_is_chosen_at_lowering(end, as_beside_a_gpu):
+    shape = (3, 4, 5, 16)
+    with jax.enable_x64(True):
+        expected = results(shape, "float32", end, "float64")
+    assert_close(results(shape, "float32", end, None), expected, TOLERANCE["float32"])
+
+
+def conv_results(shape, channels_in, dtype, end, implementation, reuses_x):
+    """The result, and gradients of x, kernel, scale, bias and residual."""
+    activation, has_residual, drops = end
+    (x, gradient, residual, kernel), vectors = operands(shape, dtype, channels_in)
+    if implementation == "float64":
+        dtype = vector_dtype = jnp.float64
+    else:
+        vector_dtype = jnp.float32
+    scale, bias, branch_scale = (jnp.asarray(v, vector_dtype) for v in vectors)
+    after = {"activation": activation, "branch_scale": branch_scale if drops else None}
+
+    def call(x, kernel, scale, bias, residual):
+        residual = residual if has_residual else None
+        if implementation == "float64":
+            y, _, _ = batch_norm(x @ kernel, scale, bias, residual=residual, **after)
+        else:
+            y, _, _, *reused = conv_batch_norm(
+                *(x, kernel, scale, bias),
+                residual=residual,
+                **after,
+                implementation=implementation,
+                returns_x=reuses_x,
+            )
+            x = reused[0] if reuses_x else x
+        return y + 0.5 * x.mean(-1, keepdims=True)
+
+    arrays = [jnp.asarray(a, dtype) for a in (x, kernel)]
+    arrays += [scale, bias, jnp.asarray(residual, dtype)]
+    return with_gradients(call, arrays, jnp.asarray(gradient, dtype))
+
+
+CONV_ENDS = [end for end in ENDS if end[0] != "silu"]
+
+
+@pytest.mark.parametrize("end", CONV_ENDS)
+@pytest.mark.parametrize(
+    ("shape", "channels_in", "dtype", "reuses_x"),
+    [
+        ((3, 9, 8, 24), 16, "float16", True),
+        ((3, 9, 8, 16), 40, "float16", False),
+    ],
+)
+def test_product_kernels_match_autodiff_in_float64(shape, channels_in, dtype, reuses_x, end):
+    with jax.enable_x64(True):
+        expected = conv_results(shape, channels_in, dtype, end, "float64", reuses_x)
+    got = conv_results(shape, channels_in, dtype, end, "triton", reuses_x)
+    assert_close(got, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("end", CONV_ENDS)
+@pytest.mark.parametrize("reuses_x", [True, False])
+def test_xla_forms_of_the_product_kernels(end, reuses_x, as_beside_a_gpu):
+    shape, channels_in = (2, 4, 5, 16), 24
+    with jax.enable_x64(True):
+        expected = conv_results(shape, channels_in, "float32", end, "float64", reuses_x)
+    got = conv_results(shape, channels_in, "float32", end, None, reuses_x)
+    assert_close(got, expected, 5e-6)
+
+
+@pytest.mark.parametrize("transformation", ["vmap", "shard_map", "remat"])
+def test_transformations_give_what_xla_gives(transformation):
+    (x, gradient, residual, kernel), (scale, bias, branch_scale) = operands(
+        (4, 3, 3, 16), "float16", 16
+    )
+    arrays = [jnp.asarray(a, jnp.float16) for a in (x, residual)]
+    shared = [jnp.asarray(a, jnp.float32) for a in (kernel, scale, bias)]
+
+    def loss(x, residual, kernel, scale, bias, implementation):
+        after = {"activation": "relu", "implementation": implementation}
+        if implementation == "triton":
+            y, _, _ = conv_batch_norm(
+                x, kernel.astype(x.dtype), scale, bias, residual=residual, **after
+            )
+        else:
+            y, _, _ = batch_norm(
+                x @ kernel.astype(x.dtype), scale, bias, residual=residual, **after
+            )
+        y, _, _ = batch_norm(y, scale, bias, activation="silu", implementation=implementation)
+        return jnp.sum(y.astype(jnp.float32) ** 2)
+
+    def gradients(implementation):
+        function = functools.partial(loss, implementation=implementation)
+        if transformation == "remat":
+            function = jax.checkpoint(function)
+        gradient = jax.grad(function, argnums=(0, 1, 2, 3, 4))
+        if transformation == "vmap":
+            pairs = [a.reshape(2, 2, *a.shape[1:]) for a in arrays]
+            return jax.vmap(gradient, in_axes=(0, 0, None, None, None))(*pairs, *shared)
+        if transformation == "shard_map":
+            mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+            specs = (P("data"), P("data"), P(), P(), P())
+            gradient = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs)
+        return gradient(*arrays, *shared)
+
+    assert_close(gradients("triton"), gradients("xla"), 2e-2)
+
+
+def test_statistics_have_no_gradient_and_are_those_of_the_batch():
+    (x, *_), (scale, bias, _) = operands((3, 4, 5, 16), "float32")
+    x = jnp.asarray(x, jnp.float32)
+    _, mean, var = batch_norm(x, jnp.asarray(scale), jnp.asarray(bias), implementation="triton")
+    np.testing.assert_allclose(mean, np.mean(x, (0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(var, np.var(x, (0, 1, 2)), rtol=1e-5)
+    gradient = jax.grad(lambda x: batch_norm(x, scale, bias, implementation="triton")[2].sum())(x)
+    assert not np.any(gradient)
+
+
+def test_kernels_are_for_short_floats_and_small_kernels():
+    x = jnp.zeros((2, 4, 4, 64), jnp.bfloat16)
+    suits = functools.partial(conv_kernels_suit, "triton")
+    assert suits(x, 256, jnp.bfloat16, "relu")
+    assert not suits(x, 512, jnp.bfloat16, "relu")
+    assert not suits(x, 64, jnp.bfloat16, "silu")
+    assert not suits(x, 60, jnp.bfloat16, None)
+    assert not suits(x.astype(jnp.float32), 64, jnp.float32, None)
+    assert not conv_kernels_suit("xla", x, 64, jnp.bfloat16, None)
