@@ -9,16 +9,15 @@ mean and rstd, scale and bias, output scale and shift; each function takes some 
 """
 
 import functools
-import inspect
 import math
 import os
 
 import jax
 import jax.numpy as jnp
-import jax_triton
 import triton
 from jax.custom_batching import custom_vmap
 
+from cotnet_jax.ops import triton_call
 from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
 from cotnet_jax.ops.local_aggregation.triton import (
     backward_kernel,
@@ -28,16 +27,12 @@ from cotnet_jax.ops.local_aggregation.triton import (
     group_norm_kernels,
     tuned_configs,
 )
-from cotnet_jax.ops.varying import vary
 
 # Programs of ``group_norm_backward``: some for each multiprocessor of a GPU, and not many more,
 # because each leaves its own partial sums of the gradients of scale and bias.
 PROGRAMS = 528
 # With 0 for its value the cooperative kernels are not used; see DESIGN.md.
 COOPERATIVE_SWITCH = "COTNET_JAX_COOPERATIVE_KERNELS"
-# What jax-triton 0.3 calls out_shape is out_type in 0.4.
-_PARAMETERS = inspect.signature(jax_triton.triton_call).parameters
-RESULTS = "out_type" if "out_type" in _PARAMETERS else "out_shape"
 
 
 def _over_images(shared=(), sums=False):
@@ -368,17 +363,7 @@ def _float32(shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def call_kernel(kernel, programs, num_warps, operands, outputs, **constants):
-    """Launch so many programs, and return arrays like ``outputs``."""
-    results = jax_triton.triton_call(
-        *operands,
-        kernel=kernel,
-        grid=(programs,),
-        num_warps=num_warps,
-        num_stages=1,
-        name=f"local_aggregation_{kernel.fn.__name__}",
-        **{RESULTS: [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]},
-        **constants,
-    )
-    varying = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in operands))
-    return tuple(vary(result, varying) for result in results)
+def call_kernel(kernel, *arguments, **constants):
+    """As ``triton_call.call_kernel``, under a name that says whose kernel it is."""
+    name = f"local_aggregation_{kernel.fn.__name__}"
+    return triton_call.call_kernel(kernel, *arguments, name=name, **constants)

@@ -1,0 +1,59 @@
+"""The one door to jax-triton. Importing this module needs triton, jax-triton and JAX with CUDA."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax_triton
+
+from cotnet_jax.ops.varying import vary
+
+# What jax-triton 0.3 calls out_shape is out_type in 0.4.
+_PARAMETERS = inspect.signature(jax_triton.triton_call).parameters
+RESULTS = "out_type" if "out_type" in _PARAMETERS else "out_shape"
+
+
+def call_kernel(
+    kernel: Any,
+    programs: int,
+    num_warps: int,
+    operands: Sequence[jax.Array],
+    outputs: Sequence[jax.Array | jax.ShapeDtypeStruct],
+    *,
+    name: str,
+    num_stages: int = 1,
+    zeroed_outputs: Sequence[int] = (),
+    **constants: Any,
+) -> tuple[jax.Array, ...]:
+    """Launch a Triton kernel.
+
+    Args:
+      kernel: a function under ``triton.jit``. It takes pointers to the operands, then to the
+        results, and the constants.
+      programs: size of the grid.
+      num_warps: of each program.
+      operands: arrays of any shape, in row-major order.
+      outputs: what has the results' shapes and dtypes.
+      name: of the call, in profiles.
+      num_stages: of software pipelining.
+      zeroed_outputs: indices of results that are 0 when the kernel starts; others hold anything.
+      **constants: the kernel's ``tl.constexpr`` parameters; hashable.
+
+    Returns:
+      Arrays like ``outputs``, varying over those axes of an enclosing shard_map that any of the
+      operands varies over.
+    """
+    results = jax_triton.triton_call(
+        *operands,
+        kernel=kernel,
+        grid=(programs,),
+        num_warps=num_warps,
+        num_stages=num_stages,
+        name=name,
+        zeroed_outputs=zeroed_outputs,
+        **{RESULTS: [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]},
+        **constants,
+    )
+    varying = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in operands))
+    return tuple(vary(result, varying) for result in results)
