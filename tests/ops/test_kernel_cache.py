@@ -59,18 +59,56 @@ def build(sizes=Sizes(64), signature=SIGNATURE, **options):
 START = "print(json.dumps([build(), library.compiled]))"
 
 
+INSTALLED = """
+import json, sys
+cache, folder, _ = sys.argv[1:]
+import jax, jax.numpy as jnp
+jax.config.update("jax_compilation_cache_dir", cache)
+try:
+    from jax._src.lib import gpu_triton
+    import jax_triton
+    from jax_triton import triton_lib
+    gpu_triton.get_compute_capability
+except (ImportError, AttributeError) as error:
+    print(json.dumps([str(error), None]))
+    sys.exit()
+gpu_triton.get_compute_capability = lambda device: 90
+compiled, compile = [], triton_lib.compile_ttir_inplace
+
+def count(*arguments):
+    result = compile(*arguments)
+    compiled.append(result.name)
+    return result
+
+triton_lib.compile_ttir_inplace = count
+sys.path.insert(0, folder)
+import kernels
+from typing import NamedTuple
+from cotnet_jax.ops.triton_call import call_kernel
+
+class Sizes(NamedTuple):
+    block: int
+
+def call(x):
+    return call_kernel(kernels.kernel, 1, 4, (x,), [x], name="change", SIZES=Sizes(64))
+
+lowered = jax.jit(call).trace(jnp.ones(64)).lower(lowering_platforms=("cuda",))
+print(json.dumps([lowered.as_text(), compiled]))
+"""
+
+
 @pytest.fixture
 def start(tmp_path):
-    """A function that runs a script with ``SCRIPT`` before it, and returns its process."""
+    """A function that runs a script after ``before``, and returns its process."""
     kernels = tmp_path / "source" / "kernels.py"
     kernels.parent.mkdir()
     kernels.write_text(KERNELS)
 
-    def start(script=START, version=VERSIONS[0], cache=tmp_path / "cache"):
+    def start(script=START, version=VERSIONS[0], cache=tmp_path / "cache", before=SCRIPT):
         # Not TRITON_INTERPRET: this process's Triton may interpret.
         paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
         return subprocess.Popen(
-            [sys.executable, "-Bc", SCRIPT + script, str(cache), str(kernels.parent), version],
+            [sys.executable, "-Bc", before + script, str(cache), str(kernels.parent), version],
             env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -107,6 +145,14 @@ def test_the_second_start_compiles_nothing(version, run, tmp_path):
     assert (second, compiled) == (first, [])
     (uncached, compiled), _ = run(version=version, cache="")
     assert (uncached, compiled) == (first, ["kernel"])
+
+
+def test_the_installed_jax_triton_compiles_nothing_at_its_second_start(run):
+    (first, compiled), _ = run("", before=INSTALLED)
+    if compiled is None:
+        pytest.skip(f"jax-triton cannot be imported: {first}")
+    assert compiled == ["kernel"]
+    assert run("", before=INSTALLED)[0] == [first, []]
 
 
 def test_damaged_files_are_compiled_again(run, tmp_path):
