@@ -27,8 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(options: Any) -> None:
     # JAX takes seconds to import: wrong options are reported before that.
+    from cotnet_jax.commands.compilation_cache import keep_compiled_programs
     from cotnet_jax.tools import benchmark_step
 
+    keep_compiled_programs()
     try:
         benchmark_step.benchmark(options.config, options.variants, options.trace)
     except ValueError as error:

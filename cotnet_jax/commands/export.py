@@ -25,9 +25,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         # JAX takes seconds to import: what can be seen before is reported before.
         format = formats.find_format(pathlib.Path(options.output), options.format)
+        from cotnet_jax.commands.compilation_cache import keep_compiled_programs
         from cotnet_jax.data import class_names
         from cotnet_jax.export import Options, export_file
 
+        keep_compiled_programs()
         export_file(
             options.weights,
             options.output,

@@ -118,6 +118,7 @@ def _run(load, options) -> None:
 
 def _connect_and_work(load, options) -> None:
     from cotnet_jax.checkpoint.checkpointer import CheckpointError
+    from cotnet_jax.commands.compilation_cache import keep_compiled_programs
     from cotnet_jax.data.undecodable import UndecodableError
     from cotnet_jax.data.workers import WorkerLostError
     from cotnet_jax.distributed import initialize
@@ -144,6 +145,7 @@ def _connect_and_work(load, options) -> None:
             process_id=options.process_id,
             local_device_ids=options.local_device_ids,
         )
+        keep_compiled_programs()
         metrics, text = work(options.config, options.workdir)
     except explained as error:
         logging.debug("failed", exc_info=True)

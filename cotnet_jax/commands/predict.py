@@ -26,12 +26,14 @@ def main(arguments: list[str] | None = None) -> None:
     command_line.print_any_name()
     command_line.show_warnings()
     # JAX takes seconds to import: wrong options are reported before that.
+    from cotnet_jax.commands.compilation_cache import keep_compiled_programs
     from cotnet_jax.data import class_names
     from cotnet_jax.predictor import Predictor, find_images
 
     try:
         paths = find_images(options.images)
         names = class_names.read_names(options.classes) if options.classes else None
+        keep_compiled_programs()
         predictor = Predictor.load(options.weights, options.kind, options.model, names)
         if options.embeddings:
             results = predictor.embed_files(paths, options.batch_size)

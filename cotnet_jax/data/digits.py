@@ -74,12 +74,12 @@ def builder(data_dir: str = "") -> tfds.core.DatasetBuilder:
     no harm. Concurrent ones wait for each other.
 
     Args:
-      data_dir: folder of the dataset; "" is ``cache_dir()``.
+      data_dir: folder of the dataset; "" is ``files.cache_dir()``.
 
     Returns:
       A builder whose splits are 'train' and 'test'.
     """
-    root = files.local(data_dir) if data_dir else cache_dir()
+    root = files.local(data_dir) if data_dir else files.cache_dir()
     final = root / SklearnDigits.name / str(SklearnDigits.VERSION)
     if not _is_written(final):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -115,12 +115,6 @@ def _write(final: Path) -> None:
         files.sync_folder(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def cache_dir() -> Path:
-    """Return the folder cotnet_jax in the user's cache folder, $XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return files.local(base) / "cotnet_jax"
 
 
 def _is_test(labels: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from cotnet_jax.files.lock import (
     LockLostError,
     lock_file_beside,
 )
-from cotnet_jax.files.paths import HUB, expand, is_hub, is_url, local, parse_hub
+from cotnet_jax.files.paths import HUB, cache_dir, expand, is_hub, is_url, local, parse_hub
 from cotnet_jax.files.whole import (
     UNFINISHED,
     append_line,
@@ -29,6 +29,7 @@ __all__ = [
     "LockLostError",
     "LockedError",
     "append_line",
+    "cache_dir",
     "expand",
     "is_hub",
     "is_url",

@@ -63,6 +63,12 @@ def local(path: str | os.PathLike) -> Path:
     return Path(text)
 
 
+def cache_dir() -> Path:
+    """Return the folder cotnet_jax in the user's cache folder, $XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return local(base) / "cotnet_jax"
+
+
 def is_url(path: str | os.PathLike) -> bool:
     """Return whether a path names a place outside of the file system, such as gs://bucket."""
     return bool(_URL.match(os.fsdecode(path)))

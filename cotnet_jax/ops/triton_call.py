@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax_triton
 
+from cotnet_jax.ops.kernel_cache import keep_compiled_kernels
 from cotnet_jax.ops.varying import vary
 
 # What jax-triton 0.3 calls out_shape is out_type in 0.4.
@@ -44,6 +45,7 @@ def call_kernel(
       Arrays like ``outputs``, varying over those axes of an enclosing shard_map that any of the
       operands varies over.
     """
+    keep_compiled_kernels()
     results = jax_triton.triton_call(
         *operands,
         kernel=kernel,

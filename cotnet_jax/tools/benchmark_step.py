@@ -24,6 +24,7 @@ from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.config import weight_kinds
 from cotnet_jax.distributed import sharding
 from cotnet_jax.models import parameter_names
+from cotnet_jax.ops.compile_kernels import compile_kernels
 from cotnet_jax.training import setup as training_setup
 from cotnet_jax.training.loop import build_optimizer, build_train_step
 from cotnet_jax.training.setup import TrainSetup
@@ -87,7 +88,10 @@ def lower_step(setup: TrainSetup, batch: dict) -> jax.stages.Lowered:
     """Return the train step, not compiled yet."""
     optimizer = build_optimizer(setup)
     state = abstract_train_state(setup, optimizer)
-    return build_train_step(setup, optimizer).lower(state, batch)
+    traced = build_train_step(setup, optimizer).trace(state, batch)
+    if jax.default_backend() == "gpu":
+        compile_kernels(traced)
+    return traced.lower()
 
 
 def copy_state(setup: TrainSetup, state: TrainState) -> TrainState:

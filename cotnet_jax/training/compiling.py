@@ -1,11 +1,16 @@
-"""Lines that say that something is still being compiled."""
+"""Compiling: Triton kernels side by side, and lines that say that it is still under way."""
 
 import contextlib
+import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import jax
 from absl import logging
+
+from cotnet_jax.ops.compile_kernels import compile_kernels
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -31,3 +36,21 @@ def say_while_compiling(
     finally:
         done.set()
         thread.join()
+
+
+def with_kernels_side_by_side(function: jax.stages.Wrapped) -> Callable[..., Any]:
+    """Return a jitted function, whose first call on GPUs compiles its kernels side by side.
+
+    Later calls with arrays of other shapes compile theirs one after the other.
+    """
+    compiled = False
+
+    @functools.wraps(function)
+    def call(*arguments):
+        nonlocal compiled
+        if not compiled and jax.default_backend() == "gpu":
+            compile_kernels(function.trace(*arguments))
+        compiled = True
+        return function(*arguments)
+
+    return call

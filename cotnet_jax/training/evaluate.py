@@ -26,6 +26,7 @@ from cotnet_jax.data.undecodable import Batch
 from cotnet_jax.distributed import sharding
 from cotnet_jax.distributed.sharding import DATA_AXIS, REPLICATED, SHARDED, prefetch_to_device
 from cotnet_jax.distributed.watchdog import Watchdog
+from cotnet_jax.training.compiling import with_kernels_side_by_side
 from cotnet_jax.training.evaluators import Evaluator
 from cotnet_jax.training.predictions import PredictionCollector, Predictions, top_predictions
 from cotnet_jax.training.progress import format_duration
@@ -151,7 +152,7 @@ class EvalLoop:
     def __init__(self, setup: EvalSetup, watchdog: Watchdog):
         self._setup = setup
         self._watchdog = watchdog
-        self._eval_step = make_eval_step(
+        eval_step = make_eval_step(
             setup.model,
             setup.evaluators,
             mesh=setup.mesh,
@@ -159,6 +160,7 @@ class EvalLoop:
             std=setup.config.data.std,
             per_image=top_predictions if setup.report else None,
         )
+        self._eval_step = with_kernels_side_by_side(eval_step)
         self._batches = setup.eval_batches()
 
     def __enter__(self) -> "EvalLoop":
@@ -237,7 +239,7 @@ def make_eval_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     per_image: Callable[[jax.Array, dict], dict[str, jax.Array]] | None = None,
-) -> Callable[[dict, dict], tuple[dict, dict]]:
+) -> jax.stages.Wrapped:
     """Build the jitted function (weights, batch) -> (sums over the batch, values of each image).
 
     Args:

@@ -10,6 +10,7 @@ from absl import logging
 from cotnet_jax.checkpoint.checkpointer import has_steps
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.training import parameter_groups
+from cotnet_jax.training.compiling import with_kernels_side_by_side
 from cotnet_jax.training.extras import gradient_norms, wanted
 from cotnet_jax.training.mixup import mix_batch
 from cotnet_jax.training.optimizer import ema_step_size_schedule, make_optimizer
@@ -62,10 +63,11 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
         class_names=setup.train_source.class_names,
     )
     logging.info("This run:\n%s", start_summary(setup, state.params, workdir))
-    train_step = build_train_step(setup, optimizer)
+    train_step = with_kernels_side_by_side(build_train_step(setup, optimizer))
     head_step = train_step
     if setup.head_only_steps:
         head_step = build_train_step(setup, optimizer, head_only=True)
+        head_step = with_kernels_side_by_side(head_step)
     _log_what_is_trained(setup)
 
     with Trainer(setup, workdir) as trainer:

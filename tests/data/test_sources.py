@@ -94,14 +94,6 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     assert digits.builder(str(tmp_path)).is_prepared()
 
 
-def test_digits_default_place_is_the_users_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert digits.cache_dir() == tmp_path / "cotnet_jax"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert digits.cache_dir() == tmp_path / ".cache" / "cotnet_jax"
-
-
 @pytest.mark.parametrize("folder", ["sklearn_digits/1.0.0", "sklearn_digits", "."])
 def test_prepared_folder_is_opened_by_its_path(data_dir, folder):
     source = sources.open_source(data_config(data_dir / folder), "test")

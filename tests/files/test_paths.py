@@ -163,3 +163,11 @@ def test_an_unknown_field_is_not_allowed_to_change():
     config.resume.allow_changes = "epoch"
     (problem,) = find_problems(config, 1)
     assert problem.startswith("--config.resume.allow_changes=epoch: no such field")
+
+
+def test_the_users_cache_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert files.cache_dir() == tmp_path / "cotnet_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.cache_dir() == tmp_path / ".cache" / "cotnet_jax"

@@ -169,9 +169,7 @@ def test_xla_forms_of_the_product_kernels(end, reuses_x, as_beside_a_gpu):
 
 @pytest.mark.parametrize("transformation", ["vmap", "shard_map", "remat"])
 def test_transformations_give_what_xla_gives(transformation):
-    (x, gradient, residual, kernel), (scale, bias, branch_scale) = operands(
-        (4, 3, 3, 16), "float16", 16
-    )
+    (x, _, residual, kernel), (scale, bias, _) = operands((4, 3, 3, 16), "float16", 16)
     arrays = [jnp.asarray(a, jnp.float16) for a in (x, residual)]
     shared = [jnp.asarray(a, jnp.float32) for a in (kernel, scale, bias)]
 
