@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="triton is not installed")
-pytestmark = pytest.mark.kernels
+# Not imported here: other tests need it as an interpreter.
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed"),
+]
 TESTS = Path(__file__).parents[1]
 VERSIONS = ("0.3.1", "0.4.1")
 
