@@ -25,7 +25,7 @@ class DropPath(nn.Module):
         return scale_branch(x, self.branch_scale(x.shape[0], train))
 
     @nn.compact
-    def branch_scale(self, samples: int, train: bool = False) -> Float[Array, " {samples}"] | None:
+    def branch_scale(self, samples: int, train: bool = False) -> Float[Array, " N"] | None:
         """Return the factors of so many samples, float32; None where all are 1."""
         if not train or self.rate == 0:
             return None
