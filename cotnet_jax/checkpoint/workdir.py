@@ -140,10 +140,10 @@ class Workdir:
             config = json.loads(self.config.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise
-        except (OSError, ValueError) as error:
-            raise self._damaged_config(str(error)) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise self.damaged_config(str(error)) from None
         if not isinstance(config, dict) or not config:
-            raise self._damaged_config(f"it holds {str(config)[:50]!r} in place of the fields")
+            raise self.damaged_config(f"it holds {str(config)[:50]!r} in place of the fields")
         return config
 
     def check_config(self, config: ml_collections.ConfigDict) -> None:
@@ -259,7 +259,8 @@ class Workdir:
                 "they do to it."
             )
 
-    def _damaged_config(self, problem: str) -> WorkdirError:
+    def damaged_config(self, problem: str) -> WorkdirError:
+        """Return the error of a configuration that cannot be used, with the remedy."""
         return WorkdirError(
             f"{self.config}: the configuration of this run is damaged: {problem}. Copy the "
             f'"config" of the last whole line of {self.starts} into it; or delete it, and the '

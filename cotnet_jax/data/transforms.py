@@ -32,6 +32,9 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
 }
 _JPEG_START = b"\xff\xd8"
+# The marker of a JPEG's metadata, and bytes that are sooner searched for it than opened by Pillow.
+_APP1 = b"\xff\xe1"
+_SMALL_FILE = 16_384
 _CROP_ATTEMPTS = 10
 # Longer images, in multiples of the short side, are cropped before they are resized.
 _LONG = 16
@@ -123,6 +126,9 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _jpeg_orientation(data: bytes) -> int:
+    # Pillow takes 21 us to open an image of any size: as long as decoding 64 x 64 pixels.
+    if len(data) < _SMALL_FILE and _APP1 not in data:
+        return 1
     try:
         with Image.open(io.BytesIO(data)) as pil_image:
             return _orientation(pil_image)

@@ -119,9 +119,8 @@ def aggregation_shapes(name: str, size: int) -> set[AggregationShape]:
     """Return the sizes of a model's CoT layers, for square images of ``size`` pixels."""
     model = create_model(name)
     images = jnp.zeros((1, size, size, 3))
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    look = functools.partial(model.apply, mutable=["intermediates"])
-    _, state = jax.eval_shape(look, variables, images)
+    init = functools.partial(model.init, mutable=True)
+    state = jax.eval_shape(init, jax.random.key(0), images)
     layers: dict[tuple, dict] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
         *layer, what, _ = path

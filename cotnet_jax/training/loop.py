@@ -56,12 +56,6 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
     resumes = has_steps(workdir.checkpoints)
     workdir.check_resume(setup.config, has_steps=resumes, class_names=setup.class_names)
     state = (abstract_train_state if resumes else create_train_state)(setup, optimizer)
-    workdir.write_run_metadata(
-        config=setup.config,
-        params=state.params,
-        mesh=setup.mesh,
-        class_names=setup.train_source.class_names,
-    )
     logging.info("This run:\n%s", start_summary(setup, state.params, workdir))
     train_step = with_kernels_side_by_side(build_train_step(setup, optimizer))
     head_step = train_step
@@ -72,6 +66,13 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
 
     with Trainer(setup, workdir) as trainer:
         state = trainer.restore(state)
+        # Only now does the run fit: a start that is refused leaves the run's files as they were.
+        workdir.write_run_metadata(
+            config=setup.config,
+            params=state.params,
+            mesh=setup.mesh,
+            class_names=setup.train_source.class_names,
+        )
         eval_metrics = {}
         if trainer.missed_evaluation():
             logging.info("Evaluating step %d, which was saved but not evaluated.", trainer.step)

@@ -23,11 +23,19 @@ from etils import epath
 
 from cotnet_jax import files
 from cotnet_jax.checkpoint import checksums
+from cotnet_jax.weights import entry_checks
 
 DESCRIPTION = "cotnet.json"
 ARRAYS = "weights"
 FORMAT = "cotnet_jax weights 1"
 ANOTHER_OUTPUT = "give another --output"
+_ENTRIES = {
+    "model": entry_checks.MODEL,
+    "weights": entry_checks.KIND,
+    "num_batches_tracked": entry_checks.COUNT,
+    "source": entry_checks.DICTIONARY,
+    "files": entry_checks.DICTIONARY,
+}
 _VERSIONS_OF = ("jax", "flax", "orbax-checkpoint", "numpy")
 
 
@@ -41,22 +49,27 @@ def is_weights_folder(path) -> bool:
 
 
 def read_description(path) -> dict[str, Any]:
-    """Return the description of a folder, parsed from its JSON.
+    """Return the description of a folder, parsed from its JSON, with checked entries.
 
     Raises:
-      WeightsError: it is damaged or has another version of the format.
+      WeightsError: it is damaged, has another version of the format, or has entries that cannot be
+        used; lists them.
     """
     file = pathlib.Path(path) / DESCRIPTION
     try:
         description = json.loads(file.read_text())
         version = description["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise WeightsError(f"{file}: cannot be read: {error}") from None
     if version != FORMAT:
         raise WeightsError(
-            f"{file}: has the format {version!r}, but this version reads {FORMAT!r}: convert the "
-            "weights again"
+            f"{file}: has the format {entry_checks.show(version)}, but this version reads "
+            f"{FORMAT!r}: convert the weights again"
         )
+    description = _earlier_entries(description) | description
+    problems = list(_problems(description))
+    if problems:
+        raise WeightsError(f"{file}: {entry_checks.listed(problems)}\nConvert the weights again.")
     return description
 
 
@@ -187,6 +200,26 @@ def differing(first: dict[str, tuple], second: dict[str, tuple]) -> list[str]:
     """Return the paths whose digests differ, or that only one of the two has."""
     names = sorted(first.keys() | second.keys())
     return [name for name in names if first.get(name) != second.get(name)]
+
+
+def _problems(description: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each entry that cannot be used."""
+    yield from entry_checks.entry_problems(description, _ENTRIES)
+    yield from entry_checks.settings_problems(description["settings"])
+    yield from entry_checks.attribute_problems(description["attributes"])
+    names, count = description.get("class_names"), description.get("num_classes")
+    yield from entry_checks.name_problems(names, count)
+
+
+def _earlier_entries(description: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries that earlier versions left out; they evaluated as default_cfg says."""
+    default_cfg = description.get("default_cfg")
+    if not isinstance(default_cfg, dict):
+        return {"settings": None, "attributes": {}}
+    size = default_cfg.get("input_size")
+    settings = {key: default_cfg.get(key) for key in ("crop", "interpolation", "mean", "std")}
+    settings["image_size"] = size[0] if isinstance(size, list) and size else None
+    return {"settings": settings, "attributes": {}}
 
 
 def _handler():

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,11 +15,11 @@ from cotnet_jax import command_line, files
 from cotnet_jax.checkpoint import weight_values
 from cotnet_jax.checkpoint.checkpointer import CheckpointError, open_checkpoints
 from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
-from cotnet_jax.config import weight_kinds
+from cotnet_jax.config import RANGES, weight_kinds
 from cotnet_jax.layers import initializers
 from cotnet_jax.models.cotnet import CoTNet, create_model, list_models
 from cotnet_jax.models.stages import stage_of
-from cotnet_jax.weights import folder, identify, keras_file, keras_name_map
+from cotnet_jax.weights import entry_checks, folder, identify, keras_file, keras_name_map
 from cotnet_jax.weights.class_order import match_classes
 from cotnet_jax.weights.folder import WeightsError
 from cotnet_jax.weights.hub import client as hub
@@ -45,13 +45,14 @@ from cotnet_jax.weights.torch_files.inert import printable
 # The largest model has 3,600; comparing names takes quadratic time.
 _MOST_TENSORS = 10_000
 _SETTINGS = ("image_size", "crop", "interpolation", "mean", "std")
-_CONFIG_FIELDS = (
-    ("model", "name"),
-    ("model", "output_stride"),
-    ("ema", "decay"),
-    ("data", "name"),
-    *(("data", key) for key in _SETTINGS),
-)
+_CONFIG_FIELDS: dict[str, entry_checks.Check] = {
+    "model.name": entry_checks.MODEL,
+    "ema.decay": (
+        RANGES["ema.decay"].message,
+        lambda value: type(value) in (int, float) and RANGES["ema.decay"].contains(value),
+    ),
+    "data.name": ("the name or the path of a dataset", lambda value: type(value) is str),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,8 +259,8 @@ def read_settings(
     """
     if not files.is_hub(path) and folder.is_weights_folder(files.local(path)):
         description = folder.read_description(files.local(path))
-        name, attributes = description["model"], description.get("attributes", {})
-        settings = _settings_of(description)
+        name, attributes = description["model"], description["attributes"]
+        settings = description["settings"]
     else:
         read = read_weights(path, kind, model)
         name, settings, attributes = read.model, read.settings, read.attributes
@@ -304,8 +305,8 @@ def _read_folder(path, wanted):
         model=description["model"],
         variables=folder.read_arrays(path),
         kind=kind,
-        settings=_settings_of(description),
-        attributes=description.get("attributes", {}),
+        settings=description["settings"],
+        attributes=description["attributes"],
         class_names=tuple(description.get("class_names") or ()) or None,
         batches=description["num_batches_tracked"],
         source=description["source"],
@@ -346,17 +347,31 @@ def _read_config(workdir):
     file = workdir.config
     try:
         config = workdir.read_config()
-        for section, key in _CONFIG_FIELDS:
-            config[section][key]
+        problems = list(_config_problems(config))
     except FileNotFoundError:
         raise WeightsError(
             f"{file.parent}: has no {file.name}, which names the model that was trained"
         ) from None
     except WorkdirError as error:
         raise WeightsError(str(error)) from None
-    except (OSError, KeyError, TypeError) as error:
-        raise WeightsError(f"{file}: cannot be read: {error!r}") from None
+    if problems:
+        raise WeightsError(str(workdir.damaged_config("; ".join(problems))))
     return config
+
+
+def _config_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each field of a run's configuration that loading needs and cannot use."""
+    sections = {name: config.get(name) for name in ("model", "data", "ema")}
+    wrong = [name for name, section in sections.items() if not isinstance(section, dict)]
+    if wrong:
+        yield from (f"{name}: must be a section, with fields" for name in wrong)
+        return
+    fields = {f"{name}.{key}": value for name in sections for key, value in config[name].items()}
+    yield from entry_checks.entry_problems(fields, _CONFIG_FIELDS)
+    settings = {key: config["data"].get(key) for key in _SETTINGS}
+    yield from entry_checks.settings_problems(settings, "data")
+    attributes = {"output_stride": config["model"].get("output_stride")}
+    yield from entry_checks.attribute_problems(attributes, "model")
 
 
 def _read_hub(path, address: str, kind, model) -> Weights:
@@ -606,11 +621,6 @@ def _torch_notes(path, checkpoint, read, how):
             f"not run   {', '.join(checkpoint.inert[:20])}{more}: named in the file, neither "
             "imported nor called"
         )
-
-
-def _settings_of(description):
-    # Earlier versions noted only how the published weights were evaluated.
-    return description.get("settings") or _settings(description["default_cfg"])
 
 
 def _settings(default_cfg):

@@ -286,6 +286,7 @@ def test_evaluating_elsewhere_only_the_network_and_its_images_count(config, work
         b"\xff\xfe\0",
         b'{"a": NaNa}',
         b"\0" * 40,
+        b"[" * 100_000,
     ],
 )
 def test_a_damaged_configuration_names_its_file_and_the_remedy(config, workdir, content):

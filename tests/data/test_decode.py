@@ -241,6 +241,30 @@ def test_unknown_orientations_change_nothing(orientation):
     )
 
 
+def segment(code, body):
+    return bytes([0xFF, code]) + struct.pack(">H", len(body) + 2) + body
+
+
+ICC = segment(0xE2, b"ICC_PROFILE" + b"\xff\xda" * 100)
+XMP = segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation="6"/>')
+
+
+@pytest.mark.parametrize("before", [b"", ICC, segment(0xFE, bytes(30_000)), b"\xff\xff", ICC * 99])
+def test_orientation_is_found_behind_other_segments(before):
+    exif, plain = oriented(6, "JPEG"), encode(Image.new("RGB", (7, 5)), "JPEG")
+    start = exif.index(b"\xff\xe1")
+    for data in (exif[:start] + before + exif[start:], plain[:2] + before + XMP + plain[2:]):
+        assert transforms.decode(data, exif_orientation=True).shape == (7, 5, 3)
+
+
+def test_small_images_without_metadata_are_not_opened_twice(monkeypatch):
+    data = encode(Image.new("RGB", (7, 5)), "JPEG")
+    opened = []
+    monkeypatch.setattr(Image, "open", opened.append)
+    assert transforms.decode(data[:2] + ICC + data[2:], exif_orientation=True).shape == (5, 7, 3)
+    assert not opened
+
+
 def test_damaged_exif_does_no_harm_on_request():
     plain = encode(Image.new("RGB", (7, 5)), "JPEG")
     for body in (b"", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 40):

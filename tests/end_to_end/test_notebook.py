@@ -44,11 +44,20 @@ def show(original=plt.show):
 shown_figures = []
 plt.show = show
 """
-# The demo's network with its first two stages: it compiles in half the time.
+# The demo's network with its first two stages, on a quarter of its training images.
 SMALLER = """
 import dataclasses
+from cotnet_jax.configs import digits
 from cotnet_jax.models.variants import VARIANTS
+
 VARIANTS["cotnet_tiny"] = dataclasses.replace(VARIANTS["cotnet_tiny"], blocks=(1, 1, 0, 0))
+
+def few_images(get_config=digits.get_config):
+    config = get_config()
+    config.data.train_split = "train[:320]"
+    return config
+
+digits.get_config = few_images
 """
 AFTER = """
 import json
@@ -174,11 +183,12 @@ def test_inference_with_a_checkpoint(tmp_path):
     assert not (tmp_path / "unused").exists()
 
 
-def check_demo(tmp_path, epochs, before, at_least):
+def check_demo(tmp_path, epochs, before, at_least, epoch_steps=22):
     """The whole inference notebook as it is, but for these."""
     workdir = tmp_path / "run"
     streams, results = run(INFERENCE, before=before, WORKDIR=str(workdir), EPOCHS=epochs)
-    assert f"epoch {epochs}/{epochs} | step {22 * epochs}/{22 * epochs}" in streams
+    steps = epoch_steps * epochs
+    assert f"epoch {epochs}/{epochs} | step {steps}/{steps}" in streams
     assert "ema weights of cotnet_tiny, best checkpoint" in streams
     assert "% of 359 held-out images." in streams
     top5, weights, contexts, grad_cam = results["drawn"]
@@ -203,9 +213,9 @@ def some_optimisation(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"{quick.FLAGS} --xla_backend_optimization_level=1")
 
 
-def test_a_short_demo_and_fine_tuning_from_it(tmp_path, some_optimisation):
-    # After so few steps about every third digit is right: the slow test is on accuracy.
-    check_demo(tmp_path, epochs=3, before=SMALLER, at_least=0)
+def test_a_short_demo_and_fine_tuning_from_it(tmp_path):
+    # After so few steps digits are guessed: the slow test is on accuracy.
+    check_demo(tmp_path, epochs=2, before=SMALLER, at_least=0, epoch_steps=5)
     streams, results = run(
         FINETUNE,
         before=SMALLER,
@@ -213,7 +223,7 @@ def test_a_short_demo_and_fine_tuning_from_it(tmp_path, some_optimisation):
         DRAWN=80,
         WEIGHTS=str(tmp_path / "run"),
         FOLDER=str(tmp_path / "finetune"),
-        EPOCHS=2,
+        EPOCHS=1,
     )
     check_finetuning(streams, results, drawn=80)
 

@@ -68,6 +68,20 @@ def output_shape(model, variables, image_shape, **options):
     return jax.eval_shape(apply, variables, jax.ShapeDtypeStruct(image_shape, jnp.float32))
 
 
+def create_shallow(name, most_blocks=2, **options):
+    """A model with so many blocks a stage: those after the second are as that one."""
+    model = cotnet_jax.create_model(name, **options)
+    blocks = tuple(min(count, most_blocks) for count in model.variant.blocks)
+    return model.clone(variant=dataclasses.replace(model.variant, blocks=blocks))
+
+
+@functools.cache
+def shallow_shapes(name, channels=3, **options):
+    """Of the variables of ``create_shallow``'s model."""
+    images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
+    return jax.eval_shape(create_shallow(name, **options).init, jax.random.key(0), images)
+
+
 @pytest.fixture(scope="module")
 def tiny():
     model = cotnet_jax.create_model("cotnet_tiny", num_classes=10)
@@ -116,9 +130,7 @@ def test_multiplications_of_convolutions_and_classifier(name):
 @pytest.mark.parametrize("name", GMACS)
 @pytest.mark.parametrize("most_blocks", [2, pytest.param(99, marks=pytest.mark.slow)])
 def test_features_of_every_stage(name, most_blocks, unchecked_shapes):
-    """At a size that no stage divides; blocks after a stage's second are as that one."""
-    whole = variants.VARIANTS[name]
-    blocks = tuple(min(count, most_blocks) for count in whole.blocks)
+    """At a size that no stage divides."""
     backbone = cotnet_jax.create_model(name, features_only=True, out_indices=(0, 1, 2, 3, 4))
     infos = backbone.feature_info
     assert [info.name for info in infos] == ["stem", "stage1", "stage2", "stage3", "stage4"]
@@ -126,7 +138,7 @@ def test_features_of_every_stage(name, most_blocks, unchecked_shapes):
     assert [info.reduction for info in infos] == [2, 4, 8, 16, 32]
     assert [info.channels for info in infos][1:] == [256, 512, 1024, 2048]
     assert cotnet_jax.create_model(name).feature_info == infos
-    backbone = backbone.clone(variant=dataclasses.replace(whole, blocks=blocks))
+    backbone = backbone.clone(variant=create_shallow(name, most_blocks).variant)
     images = jax.ShapeDtypeStruct((1, 800, 1333, 3), jnp.float32)
     features, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), images)
     assert [stage.shape for stage in features] == [
@@ -154,23 +166,23 @@ def test_images_of_no_size_are_refused(tiny, shape, unchecked_shapes):
 @pytest.mark.parametrize("name", ["cotnet50", "se_cotnetd_50", "se_cotnetd_152"])
 @pytest.mark.parametrize("size", [(1, 1), (33, 57), (97, 64)])
 def test_any_input_size_channels_and_classes(name, size):
-    model = cotnet_jax.create_model(name, num_classes=7)
-    variables = shapes(name, channels=5, num_classes=7)
+    model = create_shallow(name, num_classes=7)
+    variables = shallow_shapes(name, channels=5, num_classes=7)
     assert output_shape(model, variables, (2, *size, 5)).shape == (2, 7)
 
 
 def test_no_classes_gives_pooled_features():
-    model = cotnet_jax.create_model("cotnet50", num_classes=0)
-    variables = shapes("cotnet50", num_classes=0)
+    model = create_shallow("cotnet50", num_classes=0)
+    variables = shallow_shapes("cotnet50", num_classes=0)
     assert output_shape(model, variables, (2, 64, 64, 3)).shape == (2, 2048)
 
 
 @pytest.mark.parametrize("name", ["cotnet50", "se_cotnetd_50", "se_cotnetd_152"])
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_output_stride(name, stride):
-    model = cotnet_jax.create_model(name, output_stride=stride)
+    model = create_shallow(name, output_stride=stride)
     shape = (1, 128, 128, 3)
-    _, state = output_shape(model, shapes(name), shape, mutable=["intermediates"])
+    _, state = output_shape(model, shallow_shapes(name), shape, mutable=["intermediates"])
     assert state["intermediates"]["stage4_features"][0].shape[1] == 128 // stride
 
 
@@ -271,11 +283,11 @@ def test_dropping_changes_training_only(tiny):
 def test_every_batch_norm_of_a_model_is_frozen(name, monkeypatch):
     monkeypatch.delattr(BatchNorm, "_count")
     options = {"train": True, "mutable": ["batch_stats"]}
-    model = cotnet_jax.create_model(name, freeze_batch_norm=True)
+    model = create_shallow(name, freeze_batch_norm=True)
     shape = (2, 64, 64, 3)
-    output_shape(model, shapes(name), shape, **options)
+    output_shape(model, shallow_shapes(name), shape, **options)
     with pytest.raises(AttributeError):
-        output_shape(model.clone(freeze_batch_norm=False), shapes(name), shape, **options)
+        output_shape(model.clone(freeze_batch_norm=False), shallow_shapes(name), shape, **options)
 
 
 # With loaded weights, as in docs/features.md: tests/test_features.py.

@@ -16,6 +16,12 @@ PRELUDE = """
     from cotnet_jax.training.setup import set_up_training
     from cotnet_jax.training.state import abstract_train_state, create_train_state
 
+    def with_two_stages(setup, **changes):
+        '''They have every kind of layer, and compile in half the time.'''
+        variant = dataclasses.replace(setup.model.variant, blocks=(1, 1, 0, 0))
+        model = setup.model.clone(variant=variant, **changes)
+        return dataclasses.replace(setup, eval=dataclasses.replace(setup.eval, model=model))
+
     def steps(devices, count=5, **changes):
         '''Parameters' values after so many float64 steps on one batch of noise a step.
 
@@ -30,11 +36,7 @@ PRELUDE = """
         with config.unlocked():
             config.update_from_flattened_dict(changes)
         setup = set_up_training(config, devices=jax.devices()[:devices])
-        # Two stages have every kind of layer, and compile in half the time.
-        variant = dataclasses.replace(setup.model.variant, blocks=(1, 1, 0, 0))
-        model = setup.model.clone(variant=variant, dtype=jnp.float64, param_dtype=jnp.float64)
-        evaluation = dataclasses.replace(setup.eval, model=model)
-        setup = dataclasses.replace(setup, eval=evaluation)
+        setup = with_two_stages(setup, dtype=jnp.float64, param_dtype=jnp.float64)
         optimizer = make_optimizer(config.optimizer, setup.learning_rates, setup.steps_per_epoch)
         state = create_train_state(setup, optimizer)
         step = build_train_step(setup, optimizer)
@@ -104,7 +106,7 @@ def lowered():
     import re
 
     config = digits.get_config()
-    setup = set_up_training(config)
+    setup = with_two_stages(set_up_training(config))
     optimizer = make_optimizer(config.optimizer, setup.learning_rates, setup.steps_per_epoch)
     state = abstract_train_state(setup, optimizer)
     batch = {"image": np.zeros((64, 32, 32, 3), np.uint8), "label": np.zeros(64, np.int32)}

@@ -144,7 +144,8 @@ def test_folder_whose_values_are_no_numbers(tmp_path, kind):
     with NewFolder(tmp_path / "bad") as new:
         source = {"file": "x.pth", "format": "zip"}
         description = {"model": "cotnet_tiny", "weights": "ema", "source": source}
-        description |= {"default_cfg": {"input_size": [32, 32, 3]}, "num_batches_tracked": 1}
+        default_cfg = cotnet_jax.create_model("cotnet_tiny").default_cfg
+        description |= {"default_cfg": default_cfg, "num_batches_tracked": 1}
         new.write(variables, description)
         new.publish()
     for load in (loading.load, loading.read_weights, cotnet_jax.Predictor.load):
@@ -237,7 +238,7 @@ def test_unusable_folders(tmp_path):
     with pytest.raises(WeightsError, match=r"has no config.json"):
         loading.load(tmp_path)
     (tmp_path / "config.json").write_text('{"model": {}}')
-    with pytest.raises(WeightsError, match=r"config.json: cannot be read: KeyError\('name'\)"):
+    with pytest.raises(WeightsError, match=r"config.json: .* damaged: data: must be a sec"):
         loading.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(WeightsError, match="No checkpoint"):

@@ -9,7 +9,6 @@ Such folders come from anywhere, so every entry of the JSON file is checked befo
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -18,13 +17,10 @@ from typing import Any
 import numpy as np
 
 from cotnet_jax import files
-from cotnet_jax.config import RANGES
-from cotnet_jax.data.file_names import as_text
-from cotnet_jax.models.variants import VARIANTS
+from cotnet_jax.weights import entry_checks
 from cotnet_jax.weights.folder import WeightsError
 from cotnet_jax.weights.torch_files import LIMITS, TorchFileError, write_safetensors
 from cotnet_jax.weights.torch_files.budget import Budget
-from cotnet_jax.weights.torch_files.inert import printable
 from cotnet_jax.weights.torch_files.safetensors_format import parse_json
 
 FORMAT = "cotnet_jax hub 1"
@@ -35,8 +31,6 @@ CARD = "README.md"
 NEEDED = [SETTINGS, TENSORS]
 # Sides of images, in pixels, beyond those that any CoTNet was evaluated at.
 _LARGEST_IMAGE = 4096
-_LONGEST_NAME = 1000
-_LINES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,16 +111,12 @@ def read_settings(path: pathlib.Path) -> HubSettings:
     content = _parse(file)
     if content.get("format") != FORMAT:
         raise WeightsError(
-            f"{file}: has the format {_show(content.get('format'))}, but this version reads "
-            f"{FORMAT!r}"
+            f"{file}: has the format {entry_checks.show(content.get('format'))}, but this version "
+            f"reads {FORMAT!r}"
         )
     problems = list(_problems(content))
     if problems:
-        more = [f"and {len(problems) - _LINES} more"] * (len(problems) > _LINES)
-        raise WeightsError(
-            f"{file}: {len(problems)} entries cannot be used:\n  "
-            + "\n  ".join([*problems[:_LINES], *more])
-        )
+        raise WeightsError(f"{file}: {entry_checks.listed(problems)}")
     fields = [field.name for field in dataclasses.fields(HubSettings)]
     entries: dict[str, Any] = {name: content.get(name) for name in fields}
     names = entries["class_names"]
@@ -161,77 +151,13 @@ def _check_sum(file: pathlib.Path, expected: str) -> None:
 def _problems(content: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each entry that cannot be used."""
     checks = {
-        "model": ("the name of a model", lambda value: value in VARIANTS),
-        "kind": ('"ema" or "raw"', lambda value: value in ("ema", "raw")),
-        "num_classes": ("a number", lambda value: type(value) is int and value >= 0),
+        "model": entry_checks.MODEL,
+        "kind": entry_checks.KIND,
+        "num_classes": entry_checks.COUNT,
         "sha256": ("a SHA-256", lambda value: type(value) is str and len(value) == 64),
-        "source": ("a dictionary", lambda value: type(value) is dict),
+        "source": entry_checks.DICTIONARY,
     }
-    for name, (wanted, usable) in checks.items():
-        yield from _check(name, content.get(name), wanted, usable)
-    yield from _range_problems("settings", content.get("settings"), _SETTING_TYPES, "data")
-    yield from _range_problems("attributes", content.get("attributes"), _ATTRIBUTE_TYPES, "model")
-    yield from _name_problems(content.get("class_names"), content.get("num_classes"))
-
-
-def _check(name, value, wanted, usable) -> Iterator[str]:
-    try:
-        good = usable(value)
-    except (TypeError, ValueError, OverflowError):
-        good = False
-    if not good:
-        yield f"{name}: must be {wanted}, not {_show(value)}"
-
-
-def _numbers(value):
-    return type(value) is list and all(type(x) in (int, float) for x in value)
-
-
-_SETTING_TYPES = {
-    "image_size": lambda value: type(value) is int and value <= _LARGEST_IMAGE,
-    "crop": lambda value: type(value) in (int, float) and math.isfinite(value),
-    "interpolation": lambda value: type(value) is str,
-    "mean": _numbers,
-    "std": _numbers,
-}
-_ATTRIBUTE_TYPES = {"output_stride": lambda value: type(value) is int}
-
-
-def _range_problems(section, values, types, config_section) -> Iterator[str]:
-    if type(values) is not dict:
-        yield f"{section}: must be a dictionary, not {_show(values)}"
-        return
-    for name in values:
-        if name not in types:
-            yield f"{section}.{printable(name)}: unknown"
-    for name, has_type in types.items():
-        if name in values or section == "settings":
-            limits = RANGES[f"{config_section}.{name}"]
-            most = f", at most {_LARGEST_IMAGE}" if name == "image_size" else ""
-            yield from _check(
-                f"{section}.{name}",
-                values.get(name),
-                limits.message + most,
-                lambda value, has_type=has_type, limits=limits: (
-                    has_type(value) and limits.contains(value)
-                ),
-            )
-
-
-def _name_problems(names, count) -> Iterator[str]:
-    if names is None:
-        return
-    if type(names) is not list or len(names) != count:
-        found = f"{len(names)}" if type(names) is list else _show(names)
-        yield f"class_names: must be null or as many names as there are classes, not {found}"
-        return
-    for index, name in enumerate(names):
-        yield from _check(f"class_names[{index}]", name, "one line of text", _is_name)
-
-
-def _is_name(value):
-    return type(value) is str and len(value) <= _LONGEST_NAME and as_text(value) == value
-
-
-def _show(value) -> str:
-    return printable(str(value)[:200])
+    yield from entry_checks.entry_problems(content, checks)
+    yield from entry_checks.settings_problems(content.get("settings"), largest_image=_LARGEST_IMAGE)
+    yield from entry_checks.attribute_problems(content.get("attributes"))
+    yield from entry_checks.name_problems(content.get("class_names"), content.get("num_classes"))

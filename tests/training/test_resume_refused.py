@@ -1,9 +1,10 @@
-"""Resuming on a prepared folder whose class names are not those that the run has learned."""
+"""Resuming with what the run has not learned is refused, and its files stay as they are."""
 
 import pytest
 from helpers import small_dataset
 from helpers.small_network import create_small
 
+from cotnet_jax.checkpoint.checkpointer import CheckpointError
 from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
 from cotnet_jax.training import loop, setup
 
@@ -33,6 +34,11 @@ def test_other_class_names_are_refused_and_nothing_is_overwritten(tmp_path, monk
         with pytest.raises(WorkdirError, match=words):
             train(names)
     assert {path: path.read_bytes() for path in kept} == kept
+    # Without its configuration only the checkpoint can tell that the run is another one.
+    workdir.config.unlink()
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        train(("cat", "dog"), ema={"decay": 0.0})
+    assert not workdir.config.exists()
     train(("cat", "dog"))
     train(("cat", "cow"), accept_classes=True)
     assert "classes differ, as accepted: only the run has 'dog'" in caplog.text
