@@ -22,13 +22,15 @@ class DropPath(nn.Module):
 
     def __call__(self, x: Float[Array, "N ..."], train: bool = False) -> Float[Array, "N ..."]:
         """Return x, with some samples zero in training; they are drawn from the "dropout" RNG."""
-        return scale_branch(x, self.branch_scale(x.shape[0], train))
+        return scale_branch(x, self.branch_scale(x, train))
 
     @nn.compact
-    def branch_scale(self, samples: int, train: bool = False) -> Float[Array, " N"] | None:
-        """Return the factors of so many samples, float32; None where all are 1."""
+    def branch_scale(
+        self, x: Float[Array, "N ..."], train: bool = False
+    ) -> Float[Array, " N"] | None:
+        """Return the factors of the samples of x, float32; None where all are 1."""
         if not train or self.rate == 0:
             return None
         keep = 1 - self.rate
-        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (samples,))
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape[:1])
         return jnp.where(mask, jnp.float32(1 / keep), 0)

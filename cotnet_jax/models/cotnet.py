@@ -127,7 +127,7 @@ class Bottleneck(nn.Module):
             y,
             activation="relu",
             residual=self._shortcut(x, norm),
-            branch_scale=drop_path.branch_scale(x.shape[0], train),
+            branch_scale=drop_path.branch_scale(x, train),
         )
         return y
 
