@@ -71,14 +71,18 @@ class BatchNorm(nn.Module):
           ValueError: a batch to take statistics from has a single value in each channel.
         """
         scale, bias, running_mean, running_var = self._variables(x.shape[-1])
-        after = {"activation": activation, "residual": residual, "branch_scale": branch_scale}
+        after: dict[str, Any] = {
+            "activation": activation,
+            "residual": residual,
+            "branch_scale": branch_scale,
+        }
         if self.uses_running_statistics:
             multiplier = scale * lax.rsqrt(running_var.value + self.epsilon)
             y = normalize(x, running_mean.value, multiplier, bias)
             return finish(y, **after).astype(self.dtype)
         count = self._count(x)
         y, mean, var = batch_norm(
-            *(x, scale, bias), **after, dtype=self.dtype, **self._training_options()
+            x, scale, bias, dtype=self.dtype, **after, **self._training_options()
         )
         self._update(running_mean, running_var, mean, var, count)
         return y
@@ -92,13 +96,13 @@ class BatchNorm(nn.Module):
         """
         scale, bias, running_mean, running_var = self._variables(kernel.shape[1])
         count = self._count(x)
-        y, mean, var, *x = conv_batch_norm(
-            *(x, kernel, scale, bias), **options, **self._training_options()
+        y, mean, var, *rest = conv_batch_norm(
+            x, kernel, scale, bias, **options, **self._training_options()
         )
         self._update(running_mean, running_var, mean, var, count)
-        return y, *x
+        return y, *rest
 
-    def _training_options(self):
+    def _training_options(self) -> dict[str, Any]:
         return {
             "epsilon": self.epsilon,
             "axis_name": self.axis_name,

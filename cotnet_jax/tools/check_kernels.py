@@ -1,12 +1,16 @@
-"""Check the aggregation kernels on this machine's NVIDIA GPU; exit with 1 above a tolerance.
+"""Check the kernels on this machine's NVIDIA GPU; exit with 1 above a tolerance.
 
     python -m cotnet_jax.tools.check_kernels shapes [--models=cotnet50,...] [--sizes=224,320]
+    python -m cotnet_jax.tools.check_kernels batch_norm [--models=cotnet50,...] [--sizes=224,320]
     python -m cotnet_jax.tools.check_kernels large
     python -m cotnet_jax.tools.check_kernels models [--models=cotnet50,...] [--size=224]
         [--batch_size=32] [--dtypes=float32,bfloat16] [--passes=logits,gradients,smooth]
 
 shapes: at every shape that the models' CoT layers have, the relative L2 error of each result and
-gradient against the float64 reference, on random data, in memory that was filled with NaN before.
+gradient of the aggregation against the float64 reference, on random data, in memory that was filled
+with NaN before.
+batch_norm: the same for every batch normalisation of the models in training, with the 1x1
+convolution before it where kernels do both.
 large: more than 2^31 values; the first, a middle and the last images are those of a small batch.
 models: the relative L2 difference between the kernels and XLA's form, with full-precision matrix
 products, of the logits in evaluation and of all gradients of a training step. Rounding moves a
@@ -21,6 +25,7 @@ against its float32 says how much that alone changes.
 
 import contextlib
 import functools
+import importlib
 import sys
 import time
 from unittest import mock
@@ -31,7 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cotnet_jax.command_line import Parser, positive
-from cotnet_jax.layers import pooling
+from cotnet_jax.layers import cot, pooling
+from cotnet_jax.layers.conv_norm import conv_norm
+from cotnet_jax.models import cotnet
 from cotnet_jax.models.cotnet import create_model, list_models
 from cotnet_jax.ops import dispatch
 from cotnet_jax.ops.local_aggregation import (
@@ -108,8 +115,12 @@ def smooth():
     def average_pool(x, strides):
         return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
 
+    def without_relu(conv, norm, x, *, activation=None, **options):
+        return conv_norm(conv, norm, x, activation=activation and "silu", **options)
+
     with (
-        mock.patch.object(nn, "relu", nn.silu),
+        mock.patch.object(cotnet, "conv_norm", without_relu),
+        mock.patch.object(cot, "conv_norm", without_relu),
         mock.patch.object(pooling, "max_pool_3x3", average_pool),
     ):
         yield
@@ -240,7 +251,15 @@ def check_large() -> bool:
                 error = outer if equal else np.inf
             good &= error <= LARGE_TOLERANCE
             print(f"{name:10} result {number}: {array.size:,} elements, error {error:.1e}")
+    for name, error in batch_norm_checks().large_errors():
+        good &= error <= LARGE_TOLERANCE
+        print(f"batch norm, {name}: error {error:.1e}", flush=True)
     return good
+
+
+def batch_norm_checks():
+    """Return the module of that name, which can be imported where kernels run."""
+    return importlib.import_module("cotnet_jax.tools.batch_norm_checks")
 
 
 def check_models(names, size, batch, dtypes, passes) -> bool:
@@ -292,9 +311,10 @@ def require_kernels(parser: Parser) -> None:
 def main(arguments: list[str]) -> None:
     command = "python -m cotnet_jax.tools.check_kernels"
     parser = Parser(
-        "Check the aggregation kernels on this machine's NVIDIA GPU.",
+        "Check the kernels on this machine's NVIDIA GPU.",
         [
             f"{command} shapes",
+            f"{command} batch_norm --models=cotnet50",
             f"{command} large",
             f"{command} models --models=cotnet50,cotnext50_2x48d --batch_size=8",
         ],
@@ -304,23 +324,24 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["shapes", "large", "models"],
+        choices=["shapes", "batch_norm", "large", "models"],
         required=True,
-        help="Each result against float64; more than 2^31 values; whole models.",
+        help="The aggregation against float64; batch normalisation against float64; more than "
+        "2^31 values; whole models.",
     )
     parser.add_argument(
         "--models",
         type=by_comma(every),
         default=every,
         metavar="NAME,...",
-        help="For shapes and models; default all.",
+        help="For shapes, batch_norm and models; default all.",
     )
     parser.add_argument(
         "--sizes",
         type=lambda text: [positive(size) for size in text.split(",")],
         default=[224, 320],
         metavar="N,...",
-        help="Pixels of the images, for shapes; default 224,320.",
+        help="Pixels of the images, for shapes and batch_norm; default 224,320.",
     )
     parser.add_argument(
         "--size", type=positive, default=224, metavar="N", help="Pixels of the images, for models."
@@ -344,6 +365,8 @@ def main(arguments: list[str]) -> None:
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}")
     if options.what == "shapes":
         good = check_shapes(options.models, options.sizes)
+    elif options.what == "batch_norm":
+        good = batch_norm_checks().check_cases(options.models, options.sizes, IMAGES)
     elif options.what == "large":
         good = check_large()
     else:

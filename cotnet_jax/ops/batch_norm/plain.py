@@ -36,9 +36,16 @@ def finish(
     residual: jax.Array | None = None,
     branch_scale: jax.Array | None = None,
 ) -> jax.Array:
-    """Return ``activation(branch_scale * y + residual)``, without what is None."""
+    """Return ``activation(branch_scale * y + residual)``, without what is None.
+
+    Raises:
+      ValueError: the activation is not in ``ACTIVATIONS``.
+    """
     if residual is not None:
         y = scale_branch(y, branch_scale) + residual
+    if activation not in ACTIVATIONS:
+        names = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"batch_norm: activation must be one of {names}, not {activation!r}")
     return ACTIVATIONS[activation](y)
 
 

@@ -139,7 +139,7 @@ def product_backward(
         # The kernel takes all its pointers; those that its options leave out are not read.
         branch_scale = optional.pop(0) if scaled else vectors[0]
         other = optional.pop(0) if added else x
-        config = product_backward_config(*kernel.shape, added)
+        config = product_backward_config(kernel.shape[0], kernel.shape[1], added)
         vectors = (vector.astype(jnp.float32) for vector in (*vectors, branch_scale))
         x_gradient, kernel_gradient = _call_product(
             *(product_kernels.backward, config, config.programs, config.programs, x, kernel),
