@@ -11,6 +11,9 @@ from jax import lax
 
 IMPLEMENTATIONS = (None, "xla", "triton")
 JAX_TRITON = "0.3.1" if sys.version_info < (3, 12) else "0.4.1"
+# Of arrays with fewer values, launching takes longer than what kernels save: XLA's own form goes
+# into its CUDA graphs.
+SMALLEST = 2**20
 INSTALL = f"pip install 'jax-triton=={JAX_TRITON}' 'triton>=3.6,<3.8'"
 
 
@@ -29,11 +32,16 @@ def check_implementation(operation: str, implementation: str | None, *arrays: ja
 
 
 def uses_kernels(implementation: str | None, *operands: jax.Array) -> bool:
-    """Return whether ``dispatch`` calls a kernel with the operands, where it runs on a GPU."""
+    """Return whether ``dispatch`` calls a kernel with the operands, where it runs on a GPU.
+
+    With no implementation forced, kernels are for large arrays; the first operand tells.
+    """
     if implementation == "xla" or operands[0].size == 0:
         return False
     return implementation == "triton" or (
-        kernel_available() and all(_kernel_takes(a.dtype) for a in operands)
+        operands[0].size >= SMALLEST
+        and kernel_available()
+        and all(_kernel_takes(a.dtype) for a in operands)
     )
 
 

@@ -356,6 +356,7 @@ def test_platform_is_chosen_at_lowering(monkeypatch, use_config):
     # With an NVIDIA GPU beside the CPU the same traced function still lowers for the CPU.
     use_config(1, 2, 256, False)
     monkeypatch.setattr(dispatch, "kernel_available", lambda: True)
+    monkeypatch.setattr(dispatch, "SMALLEST", 0)
     operands = inputs((1, 2, 2, 1, 2, 3, 3))
     operands = [jnp.asarray(operands[i], jnp.float32) for i in (0, 1, 3, 4)]
     for name in ("jit", "remat", "vmap", "scan", "shard_map"):
@@ -370,6 +371,7 @@ def test_missing_kernel_falls_back_with_one_warning(monkeypatch):
 
     monkeypatch.setattr(jax, "devices", lambda platform: ["cuda:0"])
     monkeypatch.setattr(dispatch, "_import", missing)
+    monkeypatch.setattr(dispatch, "SMALLEST", 0)
     dispatch.kernel_available.cache_clear()
     values, weights = (jnp.ones(s) for s in ((1, 2, 2, 8), (1, 2, 2, 1, 9, 1)))
     try:

@@ -10,7 +10,7 @@ from helpers import triton_interpreter  # noqa: F401  (first, or nothing interpr
 from jax.sharding import PartitionSpec as P
 
 from cotnet_jax.ops import dispatch
-from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm, conv_kernels_suit, training
+from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm, conv_kernels_suit
 from cotnet_jax.ops.batch_norm.triton import launch
 
 pytestmark = pytest.mark.kernels
@@ -37,7 +37,7 @@ def small_grids(monkeypatch):
 def as_beside_a_gpu(monkeypatch):
     """Have operations choose at lowering, as with an NVIDIA GPU beside the CPU."""
     monkeypatch.setattr(dispatch, "kernel_available", lambda: True)
-    monkeypatch.setattr(training, "SMALLEST", 0)
+    monkeypatch.setattr(dispatch, "SMALLEST", 0)
 
 
 def operands(shape, dtype, channels_in=None):

@@ -40,7 +40,6 @@ def conv_kernels_suit(
         and activation in (None, "relu")
         and all(size >= 16 and size % 8 == 0 for size in sizes)
         and math.prod(1 << (size - 1).bit_length() for size in sizes) <= _LARGEST_KERNEL
-        and (implementation == "triton" or training.count(x) * min(sizes) >= training.SMALLEST)
         and uses_kernels(implementation, x)
     )
 

@@ -15,8 +15,6 @@ from cotnet_jax.ops.varying import align
 
 NAME = "batch_norm"
 LAUNCH = "cotnet_jax.ops.batch_norm.triton.launch"
-# With fewer values XLA's own form is as fast, and needs fewer launches.
-SMALLEST = 2**20
 
 
 def batch_norm(
@@ -62,12 +60,9 @@ def batch_norm(
     """
     arrays = (x,) if residual is None else (x, residual)
     check_implementation(NAME, implementation, *arrays)
-    use_kernels = (
-        uses_kernels(implementation, *arrays)
-        and (implementation == "triton" or x.size >= SMALLEST)
-        # The kernel tells from a ReLU's result where it passes the gradient.
-        and (residual is None or activation == "relu")
-    )
+    # The kernel tells from a ReLU's result where it passes the gradient.
+    kernel_suits = residual is None or activation == "relu"
+    use_kernels = kernel_suits and uses_kernels(implementation, *arrays)
     options = (activation, epsilon, axis_name, jnp.dtype(dtype or x.dtype), implementation)
     given = [a for a in (residual, branch_scale) if a is not None]
     x, scale, bias, *given = align(x, scale, bias, *given)
