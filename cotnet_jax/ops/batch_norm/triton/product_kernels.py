@@ -119,9 +119,8 @@ def backward(
         if SCALED:
             image = (first + row) // PIXELS
             g *= tl.load(branch_scale_ptr + image, first + row < ROWS, 0.0)[:, None]
-        y_gradient = multiplier * g + (slope * centred + shift)
-        # Rows that are not there have no gradient, whatever the shift is.
-        y_gradient = tl.where(there, y_gradient, 0.0).to(x.dtype)
+        # Of rows that are not there it is any number, but x is 0.
+        y_gradient = (multiplier * g + (slope * centred + shift)).to(x.dtype)
         x_gradient = tl.dot(y_gradient, transposed)
         if OTHER:
             x_gradient += tl.load(other_ptr + k_offset, k_mask, 0.0).to(tl.float32)
