@@ -8,13 +8,9 @@ from jaxtyping import Array, Float
 from cotnet_jax.ops import pooling
 
 
-def average_pool_3x3(
-    x: Float[Array, "N H W C"], strides: int
-) -> Float[Array, "N -(-H//{strides}) -(-W//{strides}) C"]:
-    """Average 3x3 windows of x padded with one pixel of zeros, which count in the average."""
-    if strides == 2:
-        return pooling.average_pool(x)
-    return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
+def average_pool_3x3(x: Float[Array, "N H W C"]) -> Float[Array, "N -(-H//2) -(-W//2) C"]:
+    """Average every second 3x3 window of x padded with zeros, which count in the average."""
+    return pooling.average_pool(x)
 
 
 def average_pool_2x2(
@@ -25,13 +21,9 @@ def average_pool_2x2(
     return nn.avg_pool(x, (2, 2), (strides, strides), padding, count_include_pad=False)
 
 
-def max_pool_3x3(
-    x: Float[Array, "N H W C"], strides: int
-) -> Float[Array, "N -(-H//{strides}) -(-W//{strides}) C"]:
-    """Take the maximum of 3x3 windows; pixels outside the image never win."""
-    if strides == 2:
-        return pooling.max_pool(x)
-    return nn.max_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
+def max_pool_3x3(x: Float[Array, "N H W C"]) -> Float[Array, "N -(-H//2) -(-W//2) C"]:
+    """Take the maximum of every second 3x3 window; pixels outside the image never win."""
+    return pooling.max_pool(x)
 
 
 def blur_pool(

@@ -151,7 +151,7 @@ class Bottleneck(nn.Module):
                 name="cot",
             )
         if pooled and not self.blur:
-            y = pooling.average_pool_3x3(y, self.strides)
+            y = pooling.average_pool_3x3(y)
         y = layer(y, train)
         return pooling.blur_pool(y, self.strides) if pooled and self.blur else y
 
@@ -292,7 +292,7 @@ class CoTNet(nn.Module):
         features = [x]
         for stage, blocks in enumerate(self.bottlenecks()[: self.last_stage], start=1):
             if stage == 1 and not self.variant.stem_width:
-                x = pooling.max_pool_3x3(x, 2)
+                x = pooling.max_pool_3x3(x)
             for index, block in enumerate(blocks):
                 name = f"stage{stage}_block{index}"
                 x = Bottleneck(**block, conv=conv, norm=norm, cot=cot, name=name)(x, train)
