@@ -1,15 +1,12 @@
 """Two-dimensional convolution with the padding and the initial weights of the published models."""
 
-import functools
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cotnet_jax.layers import initializers
-from cotnet_jax.ops.space_to_depth import FEW_CHANNELS, space_to_depth_conv
+from cotnet_jax.ops import convolution
 
 
 class Conv(nn.Module):
@@ -47,7 +44,13 @@ class Conv(nn.Module):
         self, x: Float[Array, "N H W in"], kernel: Array, bias: Array | None
     ) -> Float[Array, "N H_out W_out {self.features}"]:
         """As a call, with a kernel and a bias like the module's own ones."""
-        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = convolution.convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            strides=self.strides,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
         return y if bias is None else y + bias.astype(self.dtype)
 
     @property
@@ -69,43 +72,3 @@ class Conv(nn.Module):
             return kernel, None
         uniform = initializers.uniform_fan_in(channels // self.groups * self.kernel_size**2)
         return kernel, self.param("bias", uniform, (self.features,), self.param_dtype)
-
-    def _convolve(self, x, kernel):
-        padding = self.dilation * (self.kernel_size // 2)
-
-        def convolve(x, kernel, groups=1):
-            return jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.strides, self.strides),
-                padding=[(padding, padding)] * 2,
-                rhs_dilation=(self.dilation, self.dilation),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=groups,
-            )
-
-        def convolve_each_group(x, kernel):
-            groups = zip(
-                jnp.split(x, self.groups, axis=-1),
-                jnp.split(kernel, self.groups, axis=-1),
-                strict=True,
-            )
-            return jnp.concatenate([convolve(*group) for group in groups], axis=-1)
-
-        if self.groups == 1:
-            if self.strides > 1 and self.dilation == 1 and x.shape[-1] <= FEW_CHANNELS:
-                return jax.lax.platform_dependent(
-                    x,
-                    kernel,
-                    cpu=convolve,
-                    default=functools.partial(space_to_depth_conv, strides=self.strides),
-                )
-            return convolve(x, kernel)
-        # XLA's kernel gradient of a grouped convolution was 50 times slower than the groups' own
-        # convolutions on a CPU.
-        return jax.lax.platform_dependent(
-            x,
-            kernel,
-            cpu=convolve_each_group,
-            default=functools.partial(convolve, groups=self.groups),
-        )

@@ -7,7 +7,8 @@ import jaxtyping
 import pytest
 
 import cotnet_jax
-from cotnet_jax.layers import BatchNorm, Conv, DropPath, SplitAttention, pooling
+from cotnet_jax.layers import BatchNorm, DropPath, SplitAttention, pooling
+from cotnet_jax.ops import convolution
 
 MISMATCH = jaxtyping.TypeCheckError
 
@@ -46,7 +47,7 @@ def test_a_result_of_another_shape_is_caught():
 
 
 def test_results_are_caught_while_a_function_is_traced(monkeypatch):
-    monkeypatch.setattr(Conv, "_convolve", lambda self, x, kernel: x[0, ..., :1])
+    monkeypatch.setattr(convolution, "convolve", lambda x, kernel, **_: x[0, ..., :1])
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     model = cotnet_jax.create_model("cotnet_tiny")
     with pytest.raises(MISMATCH, match=r"layers.conv.Conv.convolve"):

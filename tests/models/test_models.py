@@ -112,6 +112,9 @@ def test_multiplications_of_convolutions_and_classifier(name):
             if equation.primitive.name == "conv_general_dilated":
                 kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
                 total += np.prod(kernel[:3]) * np.prod(output)
+            elif equation.primitive.name == "dot_general":
+                kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+                total += kernel[0] * np.prod(output)
             elif equation.primitive.name == "cond":
                 # Branches for platforms; the CPU's, the first, adds no zeros to the products.
                 count(equation.params["branches"][0].jaxpr)

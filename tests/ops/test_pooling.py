@@ -1,4 +1,4 @@
-"""The poolings with gradients of their own, against XLA's, and a convolution against XLA's."""
+"""The poolings with gradients of their own, against XLA's."""
 
 import functools
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cotnet_jax.ops import pooling
-from cotnet_jax.ops.space_to_depth import space_to_depth_conv
 
 WINDOW = {"window_shape": (3, 3), "strides": (2, 2), "padding": ((1, 1), (1, 1))}
 RANDOM = np.random.default_rng(0)
@@ -55,17 +54,3 @@ def test_short_floats_are_summed_in_float32():
     _, got = both(pooling.average_pool, x, gradient)
     assert got.dtype == jnp.bfloat16
     assert got[0, 0, 1, 0] == jnp.bfloat16((1 + 2.0**-9) / 9)
-
-
-@pytest.mark.parametrize("size", [(8, 7), (9, 12), (1, 2)])
-@pytest.mark.parametrize(("kernel_size", "strides"), [(1, 2), (3, 2), (7, 2), (5, 3)])
-def test_a_convolution_of_blocks_is_the_strided_one(kernel_size, strides, size):
-    with jax.enable_x64(True):
-        x = jnp.asarray(RANDOM.standard_normal((2, *size, 3)))
-        kernel = jnp.asarray(RANDOM.standard_normal((kernel_size, kernel_size, 3, 4)))
-        expected = jax.lax.conv_general_dilated(
-            *(x, kernel, (strides, strides), [(kernel_size // 2,) * 2] * 2),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        got = space_to_depth_conv(x, kernel, strides=strides)
-        np.testing.assert_allclose(got, expected, atol=1e-12)
