@@ -1,6 +1,9 @@
 """Batch normalisation in training: the kernels in Triton's interpreter, and XLA's forms of them."""
 
 import functools
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -222,3 +225,62 @@ def test_kernels_are_for_short_floats_and_small_kernels():
     assert not suits(x, 60, jnp.bfloat16, None)
     assert not suits(x.astype(jnp.float32), 64, jnp.float32, None)
     assert not conv_kernels_suit("xla", x, 64, jnp.bfloat16, None)
+
+
+LOWERING = """
+import sys, types
+# Only its name is needed: nothing is called.
+sys.modules["jax_triton"] = types.ModuleType("jax_triton")
+sys.modules["jax_triton"].triton_call = lambda out_type: None
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from cotnet_jax.ops.batch_norm.triton import launch, product_kernels, sums_kernels
+
+SHORT = ("gradient", "x", "y", "output", "kernel", "other", "x_gradient", "masked")
+sums = {"C": 72, "SLOTS": 8, "BLOCK_ROWS": 128, "BLOCK_C": 64, "PIXELS": 49, "SCALED": True}
+sums |= {"ROWS": 5000, "ACTIVATION": "silu", "OTHER": True}
+product = sums | {"ACTIVATION": "relu"}
+for kernel, constants, config in (
+    (sums_kernels.channel_sums, sums, None),
+    (sums_kernels.backward_sums, sums, None),
+    (sums_kernels.residual_backward_sums, sums, None),
+    (product_kernels.forward, product | {"K": 64, "N": 256}, launch.product_config(256)),
+    (
+        product_kernels.backward,
+        product | {"K": 256, "N": 64},
+        launch.product_backward_config(256, 64, added=True),
+    ),
+):
+    for capability, memory in ((80, 99 * 1024), (90, 227 * 1024)):
+        constants["CONFIG"] = config
+        signature = {
+            name: ("*bf16" if name[:-4] in SHORT else "*fp32")
+            if name.endswith("_ptr")
+            else "constexpr"
+            for name in kernel.arg_names
+        }
+        given = {name: constants[name] for name in kernel.arg_names if name in constants}
+        built = compile(
+            ASTSource(kernel, signature, given),
+            target=GPUTarget("cuda", capability, 32),
+            options={"num_warps": config.num_warps if config else 4},
+        )
+        assert f".target sm_{capability}" in built.asm["ptx"], built.asm["ptx"][:500]
+        assert built.metadata.shared <= memory, (kernel, built.metadata.shared)
+        print(kernel.fn.__name__, capability)
+"""
+
+
+def test_kernels_lower_to_ptx_and_fit_into_shared_memory(tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    # Another process, because this one's Triton interprets.
+    result = subprocess.run(
+        [sys.executable, "-c", LOWERING],
+        cwd=root,
+        env={"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(result.stdout.splitlines()) == 10
