@@ -1,7 +1,9 @@
-"""Compiling: Triton kernels side by side, and lines that say that it is still under way."""
+"""Compiling: ahead of the first call, kernels side by side, and lines that say it is under way."""
 
+import concurrent.futures
 import contextlib
 import functools
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +38,50 @@ def say_while_compiling(
     finally:
         done.set()
         thread.join()
+
+
+def compile_ahead(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
+    """Start to compile a jitted function in the background.
+
+    Args:
+      function: from ``jax.jit``.
+      *arguments: its arguments, or ``jax.ShapeDtypeStruct``s with their shardings.
+
+    Returns:
+      The function, for arguments of just these shapes, dtypes and shardings. A call waits for what
+      is left to compile, and raises what compiling raised.
+    """
+
+    def compile_() -> jax.stages.Compiled:
+        with _without_garbage_collection():
+            traced = function.trace(*arguments)
+            if jax.default_backend() == "gpu":
+                compile_kernels(traced)
+            lowered = traced.lower()
+        return lowered.compile()
+
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    compiled = pool.submit(compile_)
+    # A program whose Python exits meanwhile waits for the thread, or JAX would crash.
+    pool.shutdown(wait=False)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        return compiled.result()(*arguments)
+
+    return call
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Do not look for garbage, of which tracing leaves little: it takes a quarter of its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def with_kernels_side_by_side(function: jax.stages.Wrapped) -> Callable[..., Any]:

@@ -10,12 +10,12 @@ from absl import logging
 from cotnet_jax.checkpoint.checkpointer import has_steps
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.training import parameter_groups
-from cotnet_jax.training.compiling import with_kernels_side_by_side
+from cotnet_jax.training.compiling import compile_ahead, with_kernels_side_by_side
 from cotnet_jax.training.extras import gradient_norms, wanted
 from cotnet_jax.training.mixup import mix_batch
 from cotnet_jax.training.optimizer import ema_step_size_schedule, make_optimizer
 from cotnet_jax.training.setup import TrainSetup, set_up_training
-from cotnet_jax.training.state import abstract_train_state, create_train_state
+from cotnet_jax.training.state import abstract_batch, abstract_train_state, create_train_state
 from cotnet_jax.training.step import make_train_step
 from cotnet_jax.training.summary import start_summary
 from cotnet_jax.training.trackers import import_trackers
@@ -55,13 +55,18 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
     # A run that resumes takes its weights from a checkpoint; until then their shapes will do.
     resumes = has_steps(workdir.checkpoints)
     workdir.check_resume(setup.config, has_steps=resumes, class_names=setup.class_names)
-    state = (abstract_train_state if resumes else create_train_state)(setup, optimizer)
-    logging.info("This run:\n%s", start_summary(setup, state.params, workdir))
-    train_step = with_kernels_side_by_side(build_train_step(setup, optimizer))
-    head_step = train_step
+    # The first steps may train only the head, which is another program.
+    first_step = build_train_step(setup, optimizer, head_only=setup.head_only_steps > 0)
+    state = abstract_train_state(setup, optimizer)
+    if resumes:
+        first_step = with_kernels_side_by_side(first_step)
+    else:
+        first_step = compile_ahead(first_step, state, abstract_batch(setup))
+        state = create_train_state(setup, optimizer)
+    train_step = first_step
     if setup.head_only_steps:
-        head_step = build_train_step(setup, optimizer, head_only=True)
-        head_step = with_kernels_side_by_side(head_step)
+        train_step = with_kernels_side_by_side(build_train_step(setup, optimizer))
+    logging.info("This run:\n%s", start_summary(setup, state.params, workdir))
     _log_what_is_trained(setup)
 
     with Trainer(setup, workdir) as trainer:
@@ -82,7 +87,7 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
             return eval_metrics or trainer.evaluate(state)
 
         for batch in trainer.batches():
-            step = head_step if trainer.step < setup.head_only_steps else train_step
+            step = first_step if trainer.step < setup.head_only_steps else train_step
             with trainer.profiled_step():
                 state, metrics = step(state, batch)
             trainer.finish_step(metrics)

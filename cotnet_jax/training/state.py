@@ -1,4 +1,4 @@
-"""The train state before the first step, and its shapes."""
+"""The train state before the first step, and the shapes of states and batches."""
 
 import functools
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.config import weight_kinds
@@ -51,6 +52,16 @@ def abstract_train_state(setup: TrainSetup, optimizer: optax.GradientTransformat
     from_variables = functools.partial(_initial_state, setup, optimizer)
     state = jax.eval_shape(from_variables, setup.variable_shapes)
     return sharding.replicate_abstract(setup.mesh, state)
+
+
+def abstract_batch(setup: TrainSetup) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes, dtypes and shardings of a batch on the devices, of all processes."""
+    batch_size, size = setup.config.batch_size, setup.config.data.image_size
+    sharded = NamedSharding(setup.mesh, sharding.SHARDED)
+    return {
+        "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8, sharding=sharded),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharded),
+    }
 
 
 def weights_of(state: TrainState) -> dict[str, dict]:
