@@ -228,7 +228,7 @@ def test_ctrl_c_while_the_network_is_compiled_is_one_line(tmp_path):
     run = start(tmp_path, small=False, before=interrupt)
     said = run.end()
     assert run.returncode == 130, said
-    assert said.splitlines()[-1].startswith("interrupted. The same command goes on")
+    assert said.splitlines()[-1].startswith("interrupted. The same command resumes from")
 
 
 def killed_often(workdir, kills: int, most_steps: int, *flags, **options) -> int:
