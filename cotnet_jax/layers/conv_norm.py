@@ -25,14 +25,14 @@ def conv_norm(
     adds a residual and applies a ReLU. In training, kernels for both run where they are faster.
 
     Args:
-      conv, norm: modules, such as ``Conv`` and ``BatchNorm``. Others are called one by one.
+      conv, norm: modules, such as ``Conv`` and ``BatchNorm``; others are called with an array.
       x: the input.
       reuses_x: whether more is computed from x. It must be from the x that is returned, so that
         the two gradients are added where the first is made.
       **after: keyword arguments of a call of ``BatchNorm``.
     """
     if not (isinstance(conv, Conv) and isinstance(norm, BatchNorm) and conv.dtype == norm.dtype):
-        return norm(conv(x), **after), x
+        return norm_act(norm, conv(x), **after), x
     if norm.uses_running_statistics:
         kernel, bias = conv.parameters(x.shape[-1])
         multiplier, shift = norm.scale_and_shift(conv.features)
@@ -48,4 +48,9 @@ def conv_norm(
             x.astype(conv.dtype), kernel[0, 0].astype(conv.dtype), returns_x=reuses_x, **after
         )
         return y, rest[0] if reuses_x else x
-    return norm(conv(x), **after), x
+    return norm_act(norm, conv(x), **after), x
+
+
+def norm_act(norm: nn.Module, x: Float[Array, "*batch C"], **after: Any) -> Array:
+    """Return ``norm(x, **after)``, for a normalisation that takes an array alone, too."""
+    return norm(x, **after) if isinstance(norm, BatchNorm) else finish(norm(x), **after)

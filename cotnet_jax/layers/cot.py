@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.checks import check_array
 from cotnet_jax.layers.conv import Conv
-from cotnet_jax.layers.conv_norm import conv_norm
+from cotnet_jax.layers.conv_norm import conv_norm, norm_act
 from cotnet_jax.layers.group_norm import WeightGroupNorm
 from cotnet_jax.ops.dispatch import IMPLEMENTATIONS
 from cotnet_jax.ops.local_aggregation.normalized import normalized_local_aggregation
@@ -146,7 +146,7 @@ class CoTLayer(nn.Module):
             weights = weight_norm(weights)
             self.sow("intermediates", "aggregation_weights", weights)
             y = local_aggregation(values, weights, implementation=self.implementation)
-            return norm(y, activation="silu")
+            return norm_act(norm, y, activation="silu")
         aggregate = functools.partial(
             normalized_local_aggregation,
             values,
@@ -156,7 +156,7 @@ class CoTLayer(nn.Module):
             implementation=self.implementation,
         )
         if train:
-            return norm(aggregate(), activation="silu")
+            return norm_act(norm, aggregate(), activation="silu")
         output_scale, output_shift = norm.scale_and_shift(values.shape[-1])
         return aggregate(output_scale=output_scale, output_shift=output_shift)
 

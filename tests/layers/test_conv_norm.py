@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cotnet_jax.layers import BatchNorm, Conv
+from cotnet_jax.layers import BatchNorm, Conv, CoTLayer
 from cotnet_jax.layers.conv_norm import conv_norm
 
 RANDOM = np.random.default_rng(0)
@@ -65,3 +65,13 @@ def test_together_is_one_after_the_other(options, train):
 def test_an_unknown_activation_is_named():
     with pytest.raises(ValueError, match="activation must be one of None, 'relu', 'silu', not 'g"):
         BatchNorm().init(jax.random.key(0), jnp.zeros((2, 3)), activation="gelu")
+
+
+def test_a_layer_takes_another_normalisation():
+    x = jnp.asarray(RANDOM.standard_normal((2, 4, 4, 16)), jnp.float32)
+    ours, others = CoTLayer(), CoTLayer(norm=functools.partial(nn.BatchNorm, momentum=0.9))
+    variables = ours.init(jax.random.key(0), x, train=True)
+    theirs = others.init(jax.random.key(0), x, train=True)
+    expected, _ = ours.apply(variables, x, train=True, mutable=["batch_stats"])
+    got, _ = others.apply(theirs, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
