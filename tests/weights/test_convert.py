@@ -387,7 +387,7 @@ finally:
 
 
 def test_cotnet50_by_the_command(tmp_path):
-    """Also in under 600 MB, where that can be measured."""
+    """Also in under 650 MB, where that can be measured."""
     with np.load(golden.GOLDENS / "forward" / "cotnet50_224x224.npz") as file:
         expected = dict(file)
     path = golden_checkpoint(tmp_path, "cotnet50", int(expected["seed"]))
@@ -402,7 +402,7 @@ def test_cotnet50_by_the_command(tmp_path):
     *report, measured = result.stdout.splitlines()
     assert "449 arrays of parameters (22,222,416 in all) and 234 of batch" in "".join(report)
     megabytes, seconds = map(float, measured.split()[1:])
-    assert megabytes < 600
+    assert megabytes < 650
     print(f"{megabytes:.0f} MB, {seconds:.1f} s")
     assert relative_error_of_logits(tmp_path / "out", expected, "float32") <= 5e-6
 
