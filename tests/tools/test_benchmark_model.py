@@ -24,16 +24,17 @@ def run(*arguments):
 
 
 @pytest.mark.end_to_end
-def test_a_step_and_inference_are_measured(quick, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("pass_", "batches"), [("infer", "31"), pytest.param("train", "2", marks=pytest.mark.slow)]
+)
+def test_a_model_is_measured(pass_, batches, quick, capsys, tmp_path):
     file = tmp_path / "model.csv"
-    run("train", "--batch_sizes=2", f"--csv={file}")
-    run("infer", "--batch_sizes=3,1", f"--csv={file}")
+    run(pass_, f"--batch_sizes={','.join(batches)}", f"--csv={file}")
     printed = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("cotnet_tiny") for line in printed) == 3
+    assert sum(line.startswith("cotnet_tiny") for line in printed) == len(batches)
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    passes = [(row["pass"], row["batch"]) for row in rows]
-    assert passes == [("train", "2"), ("infer", "3"), ("infer", "1")]
+    assert [(row["pass"], row["batch"]) for row in rows] == [(pass_, batch) for batch in batches]
     assert all(float(row["ms"]) > 0 and float(row["images_per_s"]) > 0 for row in rows)
 
 
