@@ -238,6 +238,8 @@ def audit():
     """A context in which every import, execution and opening of a file is noted."""
     torch_files.read_torch_checkpoint(FOLDER / ZIP).arrays()
     torch_files.read_torch_checkpoint(FOLDER / LEGACY).arrays()
+    # Python imports the codec of names in ZIP files with the first of them.
+    b"a".decode("cp437")
     sys.addaudithook(_hook)
 
     @contextlib.contextmanager
