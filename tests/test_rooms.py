@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "cotnet_jax"
 ROOMS = (
     "version",
     "interrupt",
+    "garbage_collector",
     "files",
     "configs",
     "command_line",

@@ -10,6 +10,7 @@ from cotnet_jax.command_line.parser import (
     add_weights,
     path,
     positive,
+    positives,
     print_any_name,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "command",
     "path",
     "positive",
+    "positives",
     "print_any_name",
     "show_own_lines",
     "show_warnings",

@@ -220,6 +220,11 @@ def positive(text: str) -> int:
     return value
 
 
+def positives(text: str) -> list[int]:
+    """Parse integers of 1 or more between commas; a ``type`` for ``add_argument``."""
+    return [positive(number) for number in text.split(",")]
+
+
 def _weights_path(text: str) -> str:
     if text in KINDS and not os.path.exists(text):
         raise argparse.ArgumentTypeError(

@@ -12,6 +12,13 @@ from jax.extend import core
 PRIMITIVE = "triton_kernel_call"
 
 
+def lower(traced: jax.stages.Traced) -> jax.stages.Lowered:
+    """Lower a traced program; on GPUs its kernels are compiled side by side before."""
+    if jax.default_backend() == "gpu":
+        compile_kernels(traced)
+    return traced.lower()
+
+
 def compile_kernels(traced: jax.stages.Traced) -> int:
     """Compile the Triton kernels of a program, before it is lowered for CUDA.
 

@@ -1,4 +1,4 @@
-"""What ``check_kernels`` asks of batch normalisation's kernels; import it where they can run."""
+"""What ``check_kernels`` asks of batch normalisation's kernels."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,6 @@ import numpy as np
 from cotnet_jax.layers import batch_norm as layer
 from cotnet_jax.models.cotnet import create_model
 from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm
-from cotnet_jax.ops.batch_norm.triton import launch
 from cotnet_jax.tools.benchmark_ops import on_poisoned_memory
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3}
@@ -182,6 +181,9 @@ def large_errors() -> Iterator[tuple[str, float]]:
     The batch is one of a few images, repeated: sums are so many times its own, and the last images'
     results are those of the few.
     """
+    # It needs JAX with CUDA.
+    from cotnet_jax.ops.batch_norm.triton import launch
+
     size, channels_in, channels, few = 56, 64, 256, 4
     repeats = 2**31 // (few * size * size * channels) + 1
     random = np.random.default_rng(0)

@@ -31,13 +31,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cotnet_jax.command_line import Parser, positive
+from cotnet_jax.command_line import Parser, positive, positives
 from cotnet_jax.configs import default
 from cotnet_jax.models.cotnet import list_models
-from cotnet_jax.ops.compile_kernels import compile_kernels
+from cotnet_jax.ops.compile_kernels import lower
 from cotnet_jax.tools import benchmark_step
 from cotnet_jax.tools.benchmark_ops import by_comma
+from cotnet_jax.training.loop import build_optimizer
 from cotnet_jax.training.setup import TrainSetup
+from cotnet_jax.training.state import create_train_state
 
 SECONDS, ROUNDS = 1.0, 5
 BATCH_SIZES = {"train": [640, 128], "infer": [512, 1]}
@@ -93,16 +95,14 @@ def set_up(model: str, size: int, implementation: str | None, batch: int | None)
     return dataclasses.replace(setup, eval=dataclasses.replace(setup.eval, model=network))
 
 
-def trace_training(
-    setup: TrainSetup, batch_size: int
-) -> tuple[jax.stages.Traced, Callable[[], list]]:
+def trace_training(setup: TrainSetup) -> tuple[jax.stages.Traced, Callable[[], list]]:
     """Return the traced train step, and a function that makes its operands."""
-    del batch_size  # the setup has it
-    optimizer = benchmark_step.build_optimizer(setup)
-    state = benchmark_step.abstract_train_state(setup, optimizer)
     batch = benchmark_step.make_batch(setup)
-    traced = benchmark_step.build_train_step(setup, optimizer).trace(state, batch)
-    return traced, lambda: [benchmark_step.create_train_state(setup, optimizer), batch]
+    optimizer = build_optimizer(setup)
+    return benchmark_step.trace_step(setup, batch), lambda: [
+        create_train_state(setup, optimizer),
+        batch,
+    ]
 
 
 def trace_inference(
@@ -133,10 +133,8 @@ def measure(pass_: str, setup: TrainSetup, batch: int) -> Row:
     """
     config = setup.config
     start = time.perf_counter()
-    traced, make = {"train": trace_training, "infer": trace_inference}[pass_](setup, batch)
-    if jax.default_backend() == "gpu":
-        compile_kernels(traced)
-    lowered = traced.lower()
+    traced, make = trace_training(setup) if pass_ == "train" else trace_inference(setup, batch)
+    lowered = lower(traced)
     traced_after = time.perf_counter()
     program = lowered.compile()
     compiled_after = time.perf_counter()
@@ -271,7 +269,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--batch_sizes",
-        type=lambda text: [positive(size) for size in text.split(",")],
+        type=positives,
         metavar="N,...",
         help="Images; default 640,128 for training and 512,1 for inference.",
     )

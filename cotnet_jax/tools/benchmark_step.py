@@ -24,7 +24,7 @@ from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.config import weight_kinds
 from cotnet_jax.distributed import sharding
 from cotnet_jax.models import parameter_names
-from cotnet_jax.ops.compile_kernels import compile_kernels
+from cotnet_jax.ops.compile_kernels import lower
 from cotnet_jax.training import setup as training_setup
 from cotnet_jax.training.loop import build_optimizer, build_train_step
 from cotnet_jax.training.setup import TrainSetup
@@ -84,14 +84,11 @@ def set_up_variant(setup: TrainSetup, variant: str) -> TrainSetup:
     return dataclasses.replace(setup, eval=evaluation)
 
 
-def lower_step(setup: TrainSetup, batch: dict) -> jax.stages.Lowered:
-    """Return the train step, not compiled yet."""
+def trace_step(setup: TrainSetup, batch: dict) -> jax.stages.Traced:
+    """Return the train step, not lowered yet."""
     optimizer = build_optimizer(setup)
     state = abstract_train_state(setup, optimizer)
-    traced = build_train_step(setup, optimizer).trace(state, batch)
-    if jax.default_backend() == "gpu":
-        compile_kernels(traced)
-    return traced.lower()
+    return build_train_step(setup, optimizer).trace(state, batch)
 
 
 def copy_state(setup: TrainSetup, state: TrainState) -> TrainState:
@@ -176,7 +173,7 @@ def benchmark(
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Made in the meantime.
         first_state = pool.submit(create_train_state, setup, build_optimizer(setup))
-        lowered = {variant: lower_step(setups[variant], batch) for variant in variants}
+        lowered = {variant: lower(trace_step(setups[variant], batch)) for variant in variants}
         passed = time.perf_counter() - start
         logging.info("lowered %d variants in %.0f s; compiling", len(variants), passed)
         compiled = compile_variants(lowered)

@@ -25,7 +25,6 @@ against its float32 says how much that alone changes.
 
 import contextlib
 import functools
-import importlib
 import sys
 import time
 from unittest import mock
@@ -35,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cotnet_jax.command_line import Parser, positive
+from cotnet_jax.command_line import Parser, positive, positives
 from cotnet_jax.layers import cot, pooling
 from cotnet_jax.layers.conv_norm import conv_norm
 from cotnet_jax.models import cotnet
@@ -47,6 +46,7 @@ from cotnet_jax.ops.local_aggregation import (
     reference,
 )
 from cotnet_jax.ops.local_aggregation.shapes import MODEL_SHAPES, AggregationShape
+from cotnet_jax.tools import batch_norm_checks
 from cotnet_jax.tools.benchmark_ops import by_comma, on_poisoned_memory
 
 SHAPE_TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3}
@@ -251,15 +251,10 @@ def check_large() -> bool:
                 error = outer if equal else np.inf
             good &= error <= LARGE_TOLERANCE
             print(f"{name:10} result {number}: {array.size:,} elements, error {error:.1e}")
-    for name, error in batch_norm_checks().large_errors():
+    for name, error in batch_norm_checks.large_errors():
         good &= error <= LARGE_TOLERANCE
         print(f"batch norm, {name}: error {error:.1e}", flush=True)
     return good
-
-
-def batch_norm_checks():
-    """Return the module of that name, which can be imported where kernels run."""
-    return importlib.import_module("cotnet_jax.tools.batch_norm_checks")
 
 
 def check_models(names, size, batch, dtypes, passes) -> bool:
@@ -338,7 +333,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--sizes",
-        type=lambda text: [positive(size) for size in text.split(",")],
+        type=positives,
         default=[224, 320],
         metavar="N,...",
         help="Pixels of the images, for shapes and batch_norm; default 224,320.",
@@ -366,7 +361,7 @@ def main(arguments: list[str]) -> None:
     if options.what == "shapes":
         good = check_shapes(options.models, options.sizes)
     elif options.what == "batch_norm":
-        good = batch_norm_checks().check_cases(options.models, options.sizes, IMAGES)
+        good = batch_norm_checks.check_cases(options.models, options.sizes, IMAGES)
     elif options.what == "large":
         good = check_large()
     else:

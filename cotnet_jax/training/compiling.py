@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import functools
-import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,8 @@ from typing import Any
 import jax
 from absl import logging
 
-from cotnet_jax.ops.compile_kernels import compile_kernels
+from cotnet_jax.garbage_collector import without_garbage_collector
+from cotnet_jax.ops.compile_kernels import compile_kernels, lower
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -53,11 +53,9 @@ def compile_ahead(function: jax.stages.Wrapped, *arguments: Any) -> Callable[...
     """
 
     def compile_() -> jax.stages.Compiled:
-        with _without_garbage_collection():
-            traced = function.trace(*arguments)
-            if jax.default_backend() == "gpu":
-                compile_kernels(traced)
-            lowered = traced.lower()
+        # Tracing leaves little garbage; looking for it takes a quarter of its time.
+        with without_garbage_collector():
+            lowered = lower(function.trace(*arguments))
         return lowered.compile()
 
     pool = concurrent.futures.ThreadPoolExecutor(1)
@@ -70,18 +68,6 @@ def compile_ahead(function: jax.stages.Wrapped, *arguments: Any) -> Callable[...
         return compiled.result()(*arguments)
 
     return call
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Do not look for garbage, of which tracing leaves little: it takes a quarter of its time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def with_kernels_side_by_side(function: jax.stages.Wrapped) -> Callable[..., Any]:

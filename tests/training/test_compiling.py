@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from cotnet_jax.ops import compile_kernels
 from cotnet_jax.training import compiling
 
 
@@ -34,7 +35,7 @@ def test_kernels_are_compiled_before_the_first_call_on_a_gpu(backend, compiled, 
 def test_a_function_is_compiled_before_its_arguments_are_there(backend, compiled, monkeypatch):
     done, threads = [], []
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(compiling, "compile_kernels", done.append)
+    monkeypatch.setattr(compile_kernels, "compile_kernels", done.append)
 
     @jax.jit
     def add(state, batch):

@@ -1,14 +1,12 @@
 """Open a PyTorch file of any format, without PyTorch."""
 
-import contextlib
 import dataclasses
-import gc
 import mmap
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
+from cotnet_jax.garbage_collector import without_garbage_collector
 from cotnet_jax.weights.torch_files.budget import LIMITS, Budget, Limits
 from cotnet_jax.weights.torch_files.errors import TorchFileError, errors_of
 from cotnet_jax.weights.torch_files.inert import printable
@@ -74,7 +72,8 @@ def read_torch_file(path: str | os.PathLike, limits: Limits = LIMITS) -> TorchFi
         raise FileNotFoundError(f"no file {path}")
     budget = Budget(limits)
     index = find_index(path)
-    with errors_of(index or path), _without_garbage_collector():
+    # Looking through all that was read would take a third of the time.
+    with errors_of(index or path), without_garbage_collector():
         if index:
             return _read_shards(index, budget)
         if is_unpacked(path):
@@ -140,18 +139,6 @@ def is_unpacked(path: str | os.PathLike) -> bool:
     """Return whether ``path`` is the result of unpacking a PyTorch file, or a file in it."""
     path = pathlib.Path(path)
     return path.name == "data.pkl" or any(path.glob("data.pkl")) or any(path.glob("*/data.pkl"))
-
-
-@contextlib.contextmanager
-def _without_garbage_collector() -> Iterator[None]:
-    """Keep Python from looking again and again through all that was read: a third of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _map(file):
