@@ -74,15 +74,11 @@ def conv_batch_norm(
     Returns:
       The result [N, H, W, C], mean and biased variance [C] of the product, and x if wanted.
     """
-    given = [a for a in (residual, branch_scale) if a is not None]
-    x, kernel, scale, bias, *given = align(x, kernel, scale, bias, *given)
-    residual = None if residual is None else given.pop(0)
-    branch_scale = None if branch_scale is None else lax.stop_gradient(given.pop(0))
     options = (activation, epsilon, axis_name, x.dtype, implementation)
-    y, mean, var, *x = _conv_batch_norm(
-        options, returns_x, x, kernel, scale, bias, residual, branch_scale
-    )
-    return y, lax.stop_gradient(mean), lax.stop_gradient(var), *x
+    branch_scale = lax.stop_gradient(branch_scale)
+    operands = align(x, kernel, scale, bias, residual, branch_scale)
+    y, mean, var, *rest = _conv_batch_norm(options, returns_x, *operands)
+    return y, lax.stop_gradient(mean), lax.stop_gradient(var), *rest
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -152,14 +148,13 @@ def xla_product_backward(
 
     With ``scaled`` the branch scale follows, and with ``added`` another gradient of x to add.
 
-    That of ``y = x @ kernel`` is ``multiplier * g + slope * (y - mean) + shift``, with g the
-    ``gradient`` before the activation, times the branch scale.
+    That of ``y = x @ kernel`` is ``plain.input_gradient``, with g the ``gradient`` before the
+    activation, times the branch scale.
     """
     g = plain.before_activation(gradient, y, mean, multiplier, bias, activation)
     if scaled:
         g = plain.scale_branch(g, optional[0])
-    y_gradient = multiplier * g + slope * (plain.wide(y) - mean) + shift
-    y_gradient = y_gradient.astype(x.dtype)
+    y_gradient = plain.input_gradient(g, y, mean, multiplier, shift, slope).astype(x.dtype)
     x_gradient = jnp.dot(y_gradient, kernel.T)
     if added:
         x_gradient += optional[-1]

@@ -84,6 +84,14 @@ def before_activation(gradient, x, mean, multiplier, bias, activation):
     return jax.vjp(ACTIVATIONS[activation], z)[1](gradient.astype(z.dtype))[0]
 
 
+def input_gradient(g, x, mean, multiplier, shift, slope):
+    """Return ``multiplier * g + slope * (x - mean) + shift``, g being that of ``backward_sums``.
+
+    It is the gradient of x, whose normalisation shifts and tilts it.
+    """
+    return multiplier * g + slope * (wide(x) - mean) + shift
+
+
 def residual_backward_sums(
     gradient: jax.Array,
     x: jax.Array,

@@ -64,12 +64,9 @@ def batch_norm(
     kernel_suits = residual is None or activation == "relu"
     use_kernels = kernel_suits and uses_kernels(implementation, *arrays)
     options = (activation, epsilon, axis_name, jnp.dtype(dtype or x.dtype), implementation)
-    given = [a for a in (residual, branch_scale) if a is not None]
-    x, scale, bias, *given = align(x, scale, bias, *given)
-    residual = None if residual is None else given.pop(0)
-    branch_scale = None if branch_scale is None else lax.stop_gradient(given.pop(0))
     function = _batch_norm if use_kernels else _plain
-    y, mean, var = function(options, x, scale, bias, residual, branch_scale)
+    branch_scale = lax.stop_gradient(branch_scale)
+    y, mean, var = function(options, *align(x, scale, bias, residual, branch_scale))
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
@@ -125,7 +122,7 @@ def _backward(options, residuals, gradients):
     else:
         residual_gradient = g
         g = plain.scale_branch(plain.wide(g), branch_scale)
-    x_gradient = parts.multiplier * g + parts.slope * (plain.wide(x) - mean) + parts.shift
+    x_gradient = plain.input_gradient(g, x, mean, parts.multiplier, parts.shift, parts.slope)
     return (
         x_gradient.astype(x.dtype),
         parts.scale_gradient,
@@ -141,8 +138,7 @@ _batch_norm.defvjp(_forward, _backward)
 class GradientParts(NamedTuple):
     """What a batch normalisation's gradients are made of, each [C].
 
-    With g the gradient of the normalised x, that of x is
-    ``multiplier * g + slope * (x - mean) + shift``.
+    ``plain.input_gradient`` takes the first three.
     """
 
     multiplier: jax.Array
