@@ -8,9 +8,11 @@ from jaxtyping import Array, Float
 from cotnet_jax.ops import pooling
 
 
-def average_pool_3x3(x: Float[Array, "N H W C"]) -> Float[Array, "N -(-H//2) -(-W//2) C"]:
+def average_pool_3x3(
+    x: Float[Array, "N H W C"], implementation: str | None = None
+) -> Float[Array, "N -(-H//2) -(-W//2) C"]:
     """Average every second 3x3 window of x padded with zeros, which count in the average."""
-    return pooling.average_pool(x)
+    return pooling.average_pool(x, implementation)
 
 
 def average_pool_2x2(
@@ -21,9 +23,11 @@ def average_pool_2x2(
     return nn.avg_pool(x, (2, 2), (strides, strides), padding, count_include_pad=False)
 
 
-def max_pool_3x3(x: Float[Array, "N H W C"]) -> Float[Array, "N -(-H//2) -(-W//2) C"]:
+def max_pool_3x3(
+    x: Float[Array, "N H W C"], implementation: str | None = None
+) -> Float[Array, "N -(-H//2) -(-W//2) C"]:
     """Take the maximum of every second 3x3 window; pixels outside the image never win."""
-    return pooling.max_pool(x)
+    return pooling.max_pool(x, implementation)
 
 
 def blur_pool(

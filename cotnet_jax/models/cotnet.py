@@ -93,6 +93,7 @@ class Bottleneck(nn.Module):
       cardinality, average_down, blur: as in ``Variant``.
       drop_path_rate: probability of dropping a sample's residual branch in training.
       conv, norm, cot: constructors of the layers, with the options that all blocks have in common.
+      implementation: as in ``local_aggregation``, of poolings.
     """
 
     width: int
@@ -107,6 +108,7 @@ class Bottleneck(nn.Module):
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     cot: Callable[..., nn.Module]
+    implementation: str | None = None
 
     @nn.compact
     def __call__(
@@ -151,7 +153,7 @@ class Bottleneck(nn.Module):
                 name="cot",
             )
         if pooled and not self.blur:
-            y = pooling.average_pool_3x3(y)
+            y = pooling.average_pool_3x3(y, self.implementation)
         y = layer(y, train)
         return pooling.blur_pool(y, self.strides) if pooled and self.blur else y
 
@@ -287,15 +289,18 @@ class CoTNet(nn.Module):
             fused=self.fused,
             implementation=self.implementation,
         )
+        bottleneck = functools.partial(
+            Bottleneck, conv=conv, norm=norm, cot=cot, implementation=self.implementation
+        )
         x = Stem(self.variant.stem_width, conv, norm, name="stem")(images, train)
         self.sow("intermediates", "stem_features", x)
         features = [x]
         for stage, blocks in enumerate(self.bottlenecks()[: self.last_stage], start=1):
             if stage == 1 and not self.variant.stem_width:
-                x = pooling.max_pool_3x3(x)
+                x = pooling.max_pool_3x3(x, self.implementation)
             for index, block in enumerate(blocks):
                 name = f"stage{stage}_block{index}"
-                x = Bottleneck(**block, conv=conv, norm=norm, cot=cot, name=name)(x, train)
+                x = bottleneck(**block, name=name)(x, train)
             self.sow("intermediates", f"stage{stage}_features", x)
             features.append(x)
         if self.features_only:

@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton.language as tl  # (the interpreter looks for it where a kernel's home is)
 from triton.runtime import interpreter
 
-NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32"}
+NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "uint8": "u8"}
 
 
 class Tensor:

@@ -1,0 +1,1 @@
+"""Pooling on NVIDIA GPUs; ``launch`` and the kernels import triton."""
