@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm
+from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm, covariance_batch_norm
 from cotnet_jax.ops.batch_norm.plain import finish, normalize
 
 
@@ -88,15 +88,22 @@ class BatchNorm(nn.Module):
         return y
 
     def of_product(
-        self, x: Float[Array, "N H W K"], kernel: Float[Array, "K C"], **options: Any
+        self,
+        x: Float[Array, "N H W K"],
+        kernel: Float[Array, "inputs C"],
+        *,
+        by_covariance: bool = False,
+        **options: Any,
     ) -> tuple[Array, ...]:
-        """As a call in training with ``x @ kernel``, by ``conv_batch_norm``.
+        """As a call in training with ``x @ kernel``.
 
-        ``options`` are keyword arguments of a call, and ``returns_x``, for which x follows.
+        ``conv_batch_norm`` normalises it, or ``covariance_batch_norm``. ``options`` are keyword
+        arguments of a call, and ``returns_x``, for which x follows.
         """
         scale, bias, running_mean, running_var = self._variables(kernel.shape[1])
         count = self._count(x)
-        y, mean, var, *rest = conv_batch_norm(
+        function = covariance_batch_norm if by_covariance else conv_batch_norm
+        y, mean, var, *rest = function(
             x, kernel, scale, bias, **options, **self._training_options()
         )
         self._update(running_mean, running_var, mean, var, count)

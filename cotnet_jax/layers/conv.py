@@ -55,8 +55,8 @@ class Conv(nn.Module):
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether the convolution is the product of each pixel with one matrix."""
-        return not self.use_bias and self.kernel_size == self.strides == self.groups == 1
+        """Whether the convolution is the product of each pixel, or some, with one matrix."""
+        return not self.use_bias and self.kernel_size == self.groups == 1
 
     @nn.compact
     def parameters(self, channels: int) -> tuple[Array, Array | None]:

@@ -3,12 +3,14 @@
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cotnet_jax.layers.batch_norm import BatchNorm
 from cotnet_jax.layers.conv import Conv
-from cotnet_jax.ops.batch_norm import conv_kernels_suit
+from cotnet_jax.ops.batch_norm import conv_kernels_suit, covariance_suits
 from cotnet_jax.ops.batch_norm.plain import finish
+from cotnet_jax.ops.dispatch import uses_kernels
 
 
 def conv_norm(
@@ -17,6 +19,7 @@ def conv_norm(
     x: Float[Array, "N H W in"],
     *,
     reuses_x: bool = False,
+    more: Float[Array, "N H W more"] | None = None,
     **after: Any,
 ) -> tuple[Float[Array, "N H_out W_out out"], Float[Array, "N H W in"]]:
     """Return ``norm(conv(x), **after)``, and x.
@@ -29,26 +32,47 @@ def conv_norm(
       x: the input.
       reuses_x: whether more is computed from x. It must be from the x that is returned, so that
         the two gradients are added where the first is made.
+      more: further channels of the input, after those of x.
       **after: keyword arguments of a call of ``BatchNorm``.
     """
+    whole = x if more is None else jnp.concatenate([x, more], axis=-1)
     if not (isinstance(conv, Conv) and isinstance(norm, BatchNorm) and conv.dtype == norm.dtype):
-        return norm_act(norm, conv(x), **after), x
+        return norm_act(norm, conv(whole), **after), x
     if norm.uses_running_statistics:
-        kernel, bias = conv.parameters(x.shape[-1])
+        kernel, bias = conv.parameters(whole.shape[-1])
         multiplier, shift = norm.scale_and_shift(conv.features)
         shift = shift if bias is None else bias * multiplier + shift
-        y = conv.convolve(x, kernel * multiplier, shift)
+        y = conv.convolve(whole, kernel * multiplier, shift)
         return finish(y, **after), x
-    activation = after.get("activation")
-    if conv.is_pointwise and conv_kernels_suit(
-        norm.implementation, x, conv.features, conv.dtype, activation
-    ):
-        kernel, _ = conv.parameters(x.shape[-1])
-        y, *rest = norm.of_product(
-            x.astype(conv.dtype), kernel[0, 0].astype(conv.dtype), returns_x=reuses_x, **after
-        )
-        return y, rest[0] if reuses_x else x
-    return norm_act(norm, conv(x), **after), x
+    if not conv.is_pointwise or (conv.strides > 1 and (reuses_x or more is not None)):
+        return norm_act(norm, conv(whole), **after), x
+    product_of = x[:, :: conv.strides, :: conv.strides]
+    request = (norm.implementation, product_of, conv.features, conv.dtype, after.get("activation"))
+    options = {"returns_x": reuses_x, **after}
+    if more is None and covariance_suits(*request):
+        options |= {"by_covariance": True}
+    elif conv.strides == 1 and after.keys() <= {"activation"} and conv_kernels_suit(*request, more):
+        options |= {} if more is None else {"more": more.astype(conv.dtype)}
+    else:
+        return norm_act(norm, _convolve_parts(conv, norm, x, more), **after), x
+    kernel, _ = conv.parameters(whole.shape[-1])
+    y, *rest = norm.of_product(product_of.astype(conv.dtype), kernel[0, 0], **options)
+    return y, rest[0] if reuses_x else x
+
+
+def _convolve_parts(conv, norm, x, more):
+    """Convolve x, and more channels if there are any.
+
+    On GPUs the sum of two products is faster than one of a concatenation, which must be written.
+    """
+    if more is None:
+        return conv(x)
+    whole = jnp.concatenate([x, more], axis=-1)
+    if jnp.dtype(conv.dtype).itemsize > 2 or not uses_kernels(norm.implementation, x):
+        return conv(whole)
+    kernel, _ = conv.parameters(whole.shape[-1])
+    first, second = jnp.split(kernel, [x.shape[-1]], axis=2)
+    return conv.convolve(x, first, None) + conv.convolve(more, second, None)
 
 
 def norm_act(norm: nn.Module, x: Float[Array, "*batch C"], **after: Any) -> Array:

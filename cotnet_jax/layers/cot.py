@@ -126,11 +126,13 @@ class CoTLayer(nn.Module):
     def _weights(self, x, static, norm):
         """Aggregation weights [N, H, W, G, K*K, Cw], before their normalisation."""
         *pixels, channels = x.shape
-        by_group = (*pixels, self.groups, channels // self.groups)
-        both = jnp.concatenate([x.reshape(by_group), static.reshape(by_group)], axis=-1)
-        both = both.reshape(*pixels, 2 * channels)
+        more = static
+        if self.groups > 1:
+            by_group = (*pixels, self.groups, channels // self.groups)
+            both = jnp.concatenate([x.reshape(by_group), static.reshape(by_group)], axis=-1)
+            x, more = both.reshape(*pixels, 2 * channels), None
         conv = self.conv(channels // 2, groups=self.groups, name="weight_conv1")
-        hidden, _ = conv_norm(conv, norm(name="weight_bn"), both, activation="relu")
+        hidden, _ = conv_norm(conv, norm(name="weight_bn"), x, more=more, activation="relu")
         positions = self.kernel_size**2
         weight_channels = channels // CHANNELS_PER_WEIGHT
         weights = self.conv(

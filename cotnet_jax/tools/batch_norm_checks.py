@@ -13,7 +13,7 @@ import numpy as np
 
 from cotnet_jax.layers import batch_norm as layer
 from cotnet_jax.models.cotnet import create_model
-from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm
+from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm, covariance_batch_norm
 from cotnet_jax.tools.benchmark_ops import on_poisoned_memory
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3}
@@ -32,6 +32,8 @@ class Case:
       activation: "relu", "silu" or "none".
       residual, drops: whether a residual is added, and samples of the branch are dropped.
       reuses_x: whether more is computed from the convolution's input.
+      by_covariance: whether the statistics come from the covariance of that input.
+      more: further channels of the input, in an array of their own.
     """
 
     height: int
@@ -42,10 +44,14 @@ class Case:
     residual: bool = False
     drops: bool = False
     reuses_x: bool = False
+    by_covariance: bool = False
+    more: int = 0
 
     def __str__(self):
-        convolution = f"{self.channels_in} -> " if self.channels_in else ""
-        words = [word for word in ("residual", "drops", "reuses_x") if getattr(self, word)]
+        more = f" + {self.more}" if self.more else ""
+        convolution = f"{self.channels_in}{more} -> " if self.channels_in else ""
+        words = ("residual", "drops", "reuses_x", "by_covariance")
+        words = [word for word in words if getattr(self, word)]
         size = f"{self.height}x{self.width}"
         return f"{size} {convolution}{self.channels} {' '.join([self.activation, *words])}"
 
@@ -54,9 +60,10 @@ def find_cases(name: str, size: int, dtype) -> set[Case]:
     """Return the cases of a model for square images of ``size`` pixels, as they train."""
     cases = set()
 
-    def record(function: Callable) -> Callable:
+    def record(name: str, function: Callable) -> Callable:
         def call(x, *operands, activation=None, residual=None, branch_scale=None, **options):
-            kernel = operands[0] if operands[0].ndim == 2 else None
+            kernel = None if name == "batch_norm" else operands[0]
+            more = options.get("more")
             case = Case(
                 height=x.shape[1],
                 width=x.shape[2],
@@ -66,11 +73,14 @@ def find_cases(name: str, size: int, dtype) -> set[Case]:
                 residual=residual is not None,
                 drops=branch_scale is not None,
                 reuses_x=options.get("returns_x", False),
+                by_covariance=name == "covariance_batch_norm",
+                more=0 if more is None else more.shape[-1],
             )
             if x.shape[1] > 1:
                 cases.add(case)
-            after = {"activation": activation, "residual": residual, "branch_scale": branch_scale}
-            return function(x, *operands, **after, **options)
+            after = {"residual": residual, "branch_scale": branch_scale}
+            after = {name: array for name, array in after.items() if array is not None}
+            return function(x, *operands, activation=activation, **after, **options)
 
         return call
 
@@ -79,9 +89,9 @@ def find_cases(name: str, size: int, dtype) -> set[Case]:
     model = create_model(name, dtype=dtype, drop_path_rate=0.1)
     init = functools.partial(model.init, train=True, mutable=True)
     with contextlib.ExitStack() as stack:
-        for function in (batch_norm, conv_batch_norm):
-            patch = mock.patch.object(layer, function.__name__, record(function))
-            stack.enter_context(patch)
+        for function in (batch_norm, conv_batch_norm, covariance_batch_norm):
+            recording = record(function.__name__, function)
+            stack.enter_context(mock.patch.object(layer, function.__name__, recording))
         jax.eval_shape(init, {"params": jax.random.key(0), "dropout": jax.random.key(0)}, images)
     return cases
 
@@ -93,7 +103,7 @@ def make_operands(case: Case, images: int, dtype: str) -> list[np.ndarray]:
     """
     random = np.random.default_rng(0)
     result = (images, case.height, case.width, case.channels)
-    x = (*result[:3], case.channels_in or case.channels)
+    x = (*result[:3], (case.channels_in or case.channels) + case.more)
     kernel = random.standard_normal((x[-1], case.channels)) / np.sqrt(x[-1])
     arrays = [random.standard_normal(x) + 0.5, kernel, random.standard_normal(result)]
     vectors = [1 + random.random(case.channels), random.standard_normal(case.channels)]
@@ -117,7 +127,12 @@ def make_function(case: Case, implementation: str) -> Callable:
             }
             again = x
             if fused:
-                y, _, _, *rest = conv_batch_norm(
+                function = covariance_batch_norm if case.by_covariance else conv_batch_norm
+                if not case.by_covariance:
+                    del options["residual"], options["branch_scale"]
+                if case.more:
+                    x, options["more"] = jnp.split(x, [case.channels_in], axis=-1)
+                y, _, _, *rest = function(
                     x, kernel, scale, bias, returns_x=case.reuses_x, **options
                 )
                 again = rest[0] if case.reuses_x else x
@@ -182,7 +197,7 @@ def large_errors() -> Iterator[tuple[str, float]]:
     results are those of the few.
     """
     # It needs JAX with CUDA.
-    from cotnet_jax.ops.batch_norm.triton import launch
+    from cotnet_jax.ops.batch_norm.triton import covariance_launch, launch
 
     size, channels_in, channels, few = 56, 64, 256, 4
     repeats = 2**31 // (few * size * size * channels) + 1
@@ -194,9 +209,11 @@ def large_errors() -> Iterator[tuple[str, float]]:
     vectors = [jnp.asarray(random.standard_normal(channels), jnp.float32) for _ in range(5)]
     short = functools.partial(jnp.asarray, dtype=jnp.bfloat16)
 
-    backward = functools.partial(
-        launch.product_backward, activation="relu", scaled=False, added=True
+    backward = functools.partial(launch.product_backward, activation="relu", added=True, more=False)
+    affine = functools.partial(
+        covariance_launch.affine, activation="relu", has_residual=True, scaled=False
     )
+    square = random.standard_normal((channels_in, channels_in), np.float32) / 8
     for name, function, arrays, shared in (
         ("channel_sums", launch.channel_sums, (y,), ()),
         (
@@ -211,12 +228,31 @@ def large_errors() -> Iterator[tuple[str, float]]:
             (gradient, y, output),
             vectors[:1],
         ),
-        ("product", launch.product, (x,), (short(kernel),)),
+        ("product", launch.product, (y,), (short(kernel.T),)),
         (
             "product_backward",
             lambda g, y, x, other, kernel, *vectors: backward(g, y, x, kernel, *vectors, other),
-            (gradient, y, x, other),
-            (short(kernel), *vectors),
+            (x, other, gradient, y),
+            (short(kernel.T), *(vector[:channels_in] for vector in vectors)),
+        ),
+        ("moments", covariance_launch.moments, (y,), ()),
+        (
+            "affine",
+            lambda x, residual, kernel, shift: affine(x, kernel, shift, residual),
+            (x, y),
+            (short(kernel), vectors[0]),
+        ),
+        (
+            "gradient_products",
+            functools.partial(covariance_launch.gradient_products, masked=True, scaled=False),
+            (gradient, x, output),
+            (),
+        ),
+        (
+            "input_gradient",
+            functools.partial(covariance_launch.input_gradient, scaled=False, added=False),
+            (gradient, x),
+            (short(kernel), short(square), vectors[0][:channels_in]),
         ),
     ):
         program = jax.jit(function)

@@ -46,7 +46,10 @@ BATCH_SIZES = {"train": [640, 128], "infer": [512, 1]}
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 # Kinds of GPU kernels, by their names; the first that fits.
 KINDS = {
-    "ours": "cooperative_|residual_|backward_sums|channel_sums|statistics|^backward|^forward",
+    "ours": (
+        "cooperative_|residual_|backward_sums|channel_sums|statistics|^backward|^forward|moments|"
+        "affine|gradient_products|input_gradient"
+    ),
     "convolution": "cudnn|cutlass|xmma|nvjet|implicit_gemm|nhwc|wgrad|dgrad|gemm|splitK",
     "reduction": "reduce",
     "copy": "copy|transpose|concatenate|memcpy|memset|slice",

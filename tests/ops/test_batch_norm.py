@@ -13,8 +13,14 @@ from helpers import triton_interpreter  # noqa: F401  (first, or nothing interpr
 from jax.sharding import PartitionSpec as P
 
 from cotnet_jax.ops import dispatch
-from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm, conv_kernels_suit
-from cotnet_jax.ops.batch_norm.triton import launch
+from cotnet_jax.ops.batch_norm import (
+    batch_norm,
+    conv_batch_norm,
+    conv_kernels_suit,
+    covariance_batch_norm,
+    covariance_suits,
+)
+from cotnet_jax.ops.batch_norm.triton import covariance_launch, launch
 
 pytestmark = pytest.mark.kernels
 TOLERANCE = {"float32": 2e-6, "float16": 3e-3, "bfloat16": 2e-2}
@@ -34,6 +40,9 @@ def small_grids(monkeypatch):
     monkeypatch.setattr(launch, "BLOCK", 256)
     monkeypatch.setattr(launch, "BLOCK_CHANNELS", 16)
     monkeypatch.setattr(launch, "PROGRAMS", 4)
+    monkeypatch.setattr(launch, "PRODUCT", launch.PRODUCT._replace(rows=16, columns=16, programs=4))
+    monkeypatch.setattr(covariance_launch, "PROGRAMS", 4)
+    monkeypatch.setattr(covariance_launch, "LARGEST", 16)
 
 
 @pytest.fixture
@@ -111,26 +120,38 @@ def test_platform_is_chosen_at_lowering(end, as_beside_a_gpu):
     assert_close(results(shape, "float32", end, None), expected, TOLERANCE["float32"])
 
 
-def conv_results(shape, channels_in, dtype, end, implementation, reuses_x):
-    """The result, and gradients of x, kernel, scale, bias and residual."""
+def conv_results(function, shape, channels_in, dtype, end, implementation, reuses_x):
+    """The result, and gradients of x, kernel, scale, bias and residual.
+
+    ``function`` is that of both operations, or None for one after the other in float64.
+    """
     activation, has_residual, drops = end
     (x, gradient, residual, kernel), vectors = operands(shape, dtype, channels_in)
-    if implementation == "float64":
+    if activation == "relu":
+        y = x @ kernel
+        z = (y - y.mean((0, 1, 2))) / y.std((0, 1, 2)) * vectors[0] + vectors[1]
+        if has_residual:
+            z = z * (vectors[2][:, None, None, None] if drops else 1) + residual
+        # At the ReLU's kink rounding decides.
+        gradient *= np.abs(z) > 0.02
+    if function is None:
         dtype = vector_dtype = jnp.float64
     else:
         vector_dtype = jnp.float32
     scale, bias, branch_scale = (jnp.asarray(v, vector_dtype) for v in vectors)
-    after = {"activation": activation, "branch_scale": branch_scale if drops else None}
 
     def call(x, kernel, scale, bias, residual):
-        residual = residual if has_residual else None
-        if implementation == "float64":
-            y, _, _ = batch_norm(x @ kernel, scale, bias, residual=residual, **after)
+        sums = {
+            "residual": residual if has_residual else None,
+            "branch_scale": branch_scale if drops else None,
+        }
+        if function is None:
+            y, _, _ = batch_norm(x @ kernel, scale, bias, activation=activation, **sums)
         else:
-            y, _, _, *reused = conv_batch_norm(
+            y, _, _, *reused = function(
                 *(x, kernel, scale, bias),
-                residual=residual,
-                **after,
+                activation=activation,
+                **({} if function is conv_batch_norm else sums),
                 implementation=implementation,
                 returns_x=reuses_x,
             )
@@ -142,32 +163,56 @@ def conv_results(shape, channels_in, dtype, end, implementation, reuses_x):
     return with_gradients(call, arrays, jnp.asarray(gradient, dtype))
 
 
-CONV_ENDS = [end for end in ENDS if end[0] != "silu"]
+# Function and end; nothing is added to a ``conv_batch_norm``.
+PRODUCTS = [(conv_batch_norm, end) for end in ENDS[:2]]
+PRODUCTS += [(covariance_batch_norm, end) for end in ENDS if end[0] != "silu"]
 
 
-@pytest.mark.parametrize("end", CONV_ENDS)
-@pytest.mark.parametrize(
-    ("shape", "channels_in", "dtype", "reuses_x"),
-    [
-        ((3, 9, 8, 24), 16, "float16", True),
-        ((3, 9, 8, 16), 40, "float16", False),
-    ],
-)
-def test_product_kernels_match_autodiff_in_float64(shape, channels_in, dtype, reuses_x, end):
-    with jax.enable_x64(True):
-        expected = conv_results(shape, channels_in, dtype, end, "float64", reuses_x)
-    got = conv_results(shape, channels_in, dtype, end, "triton", reuses_x)
-    assert_close(got, expected, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("end", CONV_ENDS)
+@pytest.mark.parametrize(("function", "end"), PRODUCTS)
 @pytest.mark.parametrize("reuses_x", [True, False])
-def test_xla_forms_of_the_product_kernels(end, reuses_x, as_beside_a_gpu):
-    shape, channels_in = (2, 4, 5, 16), 24
+def test_product_kernels_match_autodiff_in_float64(function, end, reuses_x):
+    # Neither rows nor channels fill the last block.
+    channels_in, channels = (40, 24) if function is conv_batch_norm else (24, 40)
+    case = ((2, 5, 5, channels), channels_in, "float16", end)
     with jax.enable_x64(True):
-        expected = conv_results(shape, channels_in, "float32", end, "float64", reuses_x)
-    got = conv_results(shape, channels_in, "float32", end, None, reuses_x)
+        expected = conv_results(None, *case, "xla", reuses_x)
+    got = conv_results(function, *case, "triton", reuses_x)
+    assert_close(got, expected, TOLERANCE["float16"])
+
+
+@pytest.mark.parametrize(("function", "end"), PRODUCTS)
+@pytest.mark.parametrize("reuses_x", [True, False])
+def test_xla_forms_of_the_product_kernels(function, end, reuses_x, as_beside_a_gpu):
+    case = ((2, 4, 5, 16), 24, "float32", end)
+    with jax.enable_x64(True):
+        expected = conv_results(None, *case, "xla", reuses_x)
+    got = conv_results(function, *case, None, reuses_x)
     assert_close(got, expected, 5e-6)
+
+
+@pytest.mark.parametrize("implementation", ["triton", None])
+@pytest.mark.parametrize("reuses_x", [True, False])
+def test_further_channels_of_the_input(implementation, reuses_x, as_beside_a_gpu):
+    dtype = "float16" if implementation else "float32"
+    (both, gradient, _, kernel), vectors = operands((3, 5, 4, 16), dtype, 40)
+
+    def results(dtype, vector_dtype, apart):
+        scale, bias = (jnp.asarray(v, vector_dtype) for v in vectors[:2])
+
+        def call(x, more, kernel):
+            if apart:
+                options = {"implementation": implementation, "returns_x": reuses_x}
+                y, _, _, *rest = conv_batch_norm(x, kernel, scale, bias, more=more, **options)
+                return y + (rest[0] if reuses_x else x)[..., :16]
+            y, _, _ = batch_norm(jnp.concatenate([x, more], -1) @ kernel, scale, bias)
+            return y + x[..., :16]
+
+        arrays = [jnp.asarray(a, dtype) for a in (both[..., :24], both[..., 24:], kernel)]
+        return with_gradients(call, arrays, jnp.asarray(gradient, dtype))
+
+    with jax.enable_x64(True):
+        expected = results(jnp.float64, jnp.float64, apart=False)
+    assert_close(results(dtype, jnp.float32, apart=True), expected, 3 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("transformation", ["vmap", "shard_map", "remat"])
@@ -177,15 +222,14 @@ def test_transformations_give_what_xla_gives(transformation):
     shared = [jnp.asarray(a, jnp.float32) for a in (kernel, scale, bias)]
 
     def loss(x, residual, kernel, scale, bias, implementation):
-        after = {"activation": "relu", "implementation": implementation}
+        rest = {"activation": "relu", "implementation": implementation}
+        short = kernel.astype(x.dtype)
         if implementation == "triton":
-            y, _, _ = conv_batch_norm(
-                x, kernel.astype(x.dtype), scale, bias, residual=residual, **after
-            )
+            y, _, _ = covariance_batch_norm(x, kernel, scale, bias, residual=residual, **rest)
+            y, _, _ = conv_batch_norm(y, kernel, scale, bias, **rest)
         else:
-            y, _, _ = batch_norm(
-                x @ kernel.astype(x.dtype), scale, bias, residual=residual, **after
-            )
+            y, _, _ = batch_norm(x @ short, scale, bias, residual=residual, **rest)
+            y, _, _ = batch_norm(y @ short, scale, bias, **rest)
         y, _, _ = batch_norm(y, scale, bias, activation="silu", implementation=implementation)
         return jnp.sum(y.astype(jnp.float32) ** 2)
 
@@ -219,12 +263,21 @@ def test_statistics_have_no_gradient_and_are_those_of_the_batch():
 def test_kernels_are_for_short_floats_and_small_kernels():
     x = jnp.zeros((2, 4, 4, 64), jnp.bfloat16)
     suits = functools.partial(conv_kernels_suit, "triton")
-    assert suits(x, 256, jnp.bfloat16, "relu")
-    assert not suits(x, 512, jnp.bfloat16, "relu")
+    assert suits(x, 64, jnp.bfloat16, "relu")
+    assert not suits(x, 72, jnp.bfloat16, "relu")
     assert not suits(x, 64, jnp.bfloat16, "silu")
     assert not suits(x, 60, jnp.bfloat16, None)
     assert not suits(x.astype(jnp.float32), 64, jnp.float32, None)
     assert not conv_kernels_suit("xla", x, 64, jnp.bfloat16, None)
+    assert suits(x, 64, jnp.bfloat16, None, more=x)
+    assert not suits(x, 256, jnp.bfloat16, None, more=x)
+    assert covariance_suits("triton", x, 2048, jnp.bfloat16, "relu")
+    assert covariance_suits("triton", x, 64, jnp.float16, None)
+    assert not covariance_suits("triton", x, 32, jnp.bfloat16, "relu")
+    assert not covariance_suits("triton", x, 64, jnp.bfloat16, "silu")
+    assert not covariance_suits("triton", x, 76, jnp.bfloat16, None)
+    assert not covariance_suits("triton", x, 256, jnp.float32, None)
+    assert not covariance_suits("xla", x, 256, jnp.bfloat16, None)
 
 
 LOWERING = """
@@ -234,22 +287,30 @@ sys.modules["jax_triton"] = types.ModuleType("jax_triton")
 sys.modules["jax_triton"].triton_call = lambda out_type: None
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
+from cotnet_jax.ops.batch_norm.triton import covariance_kernels, covariance_launch
 from cotnet_jax.ops.batch_norm.triton import launch, product_kernels, sums_kernels
 
-SHORT = ("gradient", "x", "y", "output", "kernel", "other", "x_gradient", "masked")
+SHORT = ("gradient", "x", "y", "output", "kernel", "other", "x_gradient", "masked", "residual")
+SHORT += ("g", "transposed", "square", "more", "more_gradient")
 sums = {"C": 72, "SLOTS": 8, "BLOCK_ROWS": 128, "BLOCK_C": 64, "PIXELS": 49, "SCALED": True}
-sums |= {"ROWS": 5000, "ACTIVATION": "silu", "OTHER": True}
+sums |= {"ROWS": 5000, "ACTIVATION": "silu", "OTHER": True, "MORE": 0}
 product = sums | {"ACTIVATION": "relu"}
+wide = product | {"K": 256, "N": 1024, "RELU": True, "RESIDUAL": True}
 for kernel, constants, config in (
     (sums_kernels.channel_sums, sums, None),
     (sums_kernels.backward_sums, sums, None),
     (sums_kernels.residual_backward_sums, sums, None),
-    (product_kernels.forward, product | {"K": 64, "N": 256}, launch.product_config(256)),
+    (product_kernels.forward, product | {"K": 256, "N": 64}, launch.PRODUCT),
+    (product_kernels.backward, product | {"K": 256, "N": 64}, launch.PRODUCT),
+    (product_kernels.backward, product | {"K": 128, "MORE": 128, "N": 64}, launch.PRODUCT),
+    (covariance_kernels.moments, wide, covariance_launch.moments_config(256)),
+    (covariance_kernels.affine, wide, covariance_launch.affine_config(256, 1024)),
     (
-        product_kernels.backward,
-        product | {"K": 256, "N": 64},
-        launch.product_backward_config(256, 64, added=True),
+        covariance_kernels.gradient_products,
+        wide,
+        covariance_launch.gradient_products_config(256, 1024),
     ),
+    (covariance_kernels.input_gradient, wide, covariance_launch.input_gradient_config(256)),
 ):
     for capability, memory in ((80, 99 * 1024), (90, 227 * 1024)):
         constants["CONFIG"] = config
@@ -283,4 +344,4 @@ def test_kernels_lower_to_ptx_and_fit_into_shared_memory(tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert len(result.stdout.splitlines()) == 10
+    assert len(result.stdout.splitlines()) == 20

@@ -1,7 +1,6 @@
 """A 1x1 convolution and the batch normalisation after it, with one gradient for both."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,8 @@ from cotnet_jax.ops.batch_norm import plain, training
 from cotnet_jax.ops.dispatch import dispatch, uses_kernels
 from cotnet_jax.ops.varying import align
 
-# The kernel's gradient stays in the registers of a multiprocessor: so many values, where both sizes
-# are rounded up to powers of two.
-_LARGEST_KERNEL = 64 * 256
+# A program has all channels of the result in its registers, forward also those of the input.
+_MOST_CHANNELS, _MOST_CHANNELS_IN = 64, 256
 
 
 def conv_kernels_suit(
@@ -24,6 +22,7 @@ def conv_kernels_suit(
     channels: int,
     dtype: DTypeLike,
     activation: str | None,
+    more: Float[Array, "N H W more"] | None = None,
 ) -> bool:
     """Return whether ``conv_batch_norm`` should replace a convolution and ``batch_norm``.
 
@@ -33,26 +32,27 @@ def conv_kernels_suit(
       channels: those of the result.
       dtype: of the convolution and of the result.
       activation: after the normalisation.
+      more: further channels of the input.
     """
-    sizes = (x.shape[-1], channels)
+    inputs = [x.shape[-1]] if more is None else [x.shape[-1], more.shape[-1]]
     return (
         jnp.dtype(dtype).itemsize == 2
         and activation in (None, "relu")
-        and all(size >= 16 and size % 8 == 0 for size in sizes)
-        and math.prod(1 << (size - 1).bit_length() for size in sizes) <= _LARGEST_KERNEL
+        and all(size >= 16 and size % 8 == 0 for size in (*inputs, channels))
+        and channels <= _MOST_CHANNELS
+        and sum(inputs) <= _MOST_CHANNELS_IN
         and uses_kernels(implementation, x)
     )
 
 
 def conv_batch_norm(
     x: Float[Array, "N H W K"],
-    kernel: Float[Array, "K C"],
+    kernel: Float[Array, "inputs C"],
     scale: Float[Array, " C"],
     bias: Float[Array, " C"],
     *,
     activation: str | None = None,
-    residual: Float[Array, "N H W C"] | None = None,
-    branch_scale: Float[Array, " N"] | None = None,
+    more: Float[Array, "N H W more"] | None = None,
     epsilon: float = 1e-5,
     axis_name: str | None = None,
     implementation: str | None = None,
@@ -65,9 +65,11 @@ def conv_batch_norm(
     together, and never stored.
 
     Args:
-      x, kernel, residual: of one floating dtype, that of the result.
-      scale, bias, activation, branch_scale, epsilon, axis_name, implementation: as in
-        ``batch_norm``; the activation is "relu" or None, and "relu" beside a residual.
+      x: of the floating dtype of the result.
+      kernel: rounded to that dtype.
+      scale, bias, activation, epsilon, axis_name, implementation: as in ``batch_norm``; the
+        activation is "relu" or None.
+      more: further channels of the input, after those of x.
       returns_x: return x as well, for what else is computed from it: the kernel then adds the
         gradient that comes through it.
 
@@ -75,8 +77,7 @@ def conv_batch_norm(
       The result [N, H, W, C], mean and biased variance [C] of the product, and x if wanted.
     """
     options = (activation, epsilon, axis_name, x.dtype, implementation)
-    branch_scale = lax.stop_gradient(branch_scale)
-    operands = align(x, kernel, scale, bias, residual, branch_scale)
+    operands = align(x, kernel.astype(x.dtype), scale, bias, more)
     y, mean, var, *rest = _conv_batch_norm(options, returns_x, *operands)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var), *rest
 
@@ -86,45 +87,46 @@ def _conv_batch_norm(options, returns_x, *operands):
     return _forward(options, returns_x, *operands)[0]
 
 
-def _forward(options, returns_x, x, kernel, scale, bias, residual, branch_scale):
-    y, sums = dispatch(training.LAUNCH, options[-1], "product", xla_product, x, kernel)
-    z, mean, var = training.finish(options, sums, y, scale, bias, residual, branch_scale)
-    z, output = training.store_sum(z, residual)
+def _forward(options, returns_x, x, kernel, scale, bias, more):
+    inputs = (x, kernel) if more is None else (x, kernel, more)
+    y, sums = dispatch(training.LAUNCH, options[-1], "product", xla_product, *inputs)
+    z, mean, var = training.finish(options, sums, y, scale, bias, None, None)
     outputs = (z, mean, var, x) if returns_x else (z, mean, var)
-    return outputs, (x, kernel, y, mean, var, scale, bias, output, branch_scale)
+    return outputs, (x, kernel, y, mean, var, scale, bias, more)
 
 
 def _backward(options, returns_x, residuals, gradients):
     activation, _, _, _, implementation = options
-    x, kernel, y, mean, var, scale, bias, output, branch_scale = residuals
+    x, kernel, y, mean, var, scale, bias, more = residuals
     gradient, _, _, *other = gradients
-    g, parts = training.gradient_parts(
-        options, gradient, y, mean, var, scale, bias, output, branch_scale
-    )
-    x_gradient, kernel_gradient = dispatch(
+    _, parts = training.gradient_parts(options, gradient, y, mean, var, scale, bias, None, None)
+    x_gradient, kernel_gradient, *more_gradient = dispatch(
         *(training.LAUNCH, implementation, "product_backward", xla_product_backward),
-        *(g, y, x, kernel, mean, parts.multiplier, bias, parts.shift, parts.slope),
-        *(() if branch_scale is None else (branch_scale,)),
+        *(gradient, y, x, kernel, mean, parts.multiplier, bias, parts.shift, parts.slope),
         *other,
-        activation=activation if output is None else None,
-        scaled=branch_scale is not None,
+        *(() if more is None else (more,)),
+        activation=activation,
         added=returns_x,
+        more=more is not None,
     )
     return (
         x_gradient,
         kernel_gradient.astype(kernel.dtype),
         parts.scale_gradient,
         parts.bias_gradient,
-        None if output is None else g,
-        None if branch_scale is None else jnp.zeros_like(branch_scale),
+        None if more is None else more_gradient[0],
     )
 
 
 _conv_batch_norm.defvjp(_forward, _backward)
 
 
-def xla_product(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return ``x @ kernel`` and its ``plain.channel_sums``."""
+def xla_product(
+    x: jax.Array, kernel: jax.Array, more: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return ``x @ kernel`` and its ``plain.channel_sums``; more channels may follow those of x."""
+    if more is not None:
+        x = jnp.concatenate([x, more], axis=-1)
     y = jnp.dot(x, kernel)
     return y, plain.channel_sums(y)
 
@@ -141,23 +143,26 @@ def xla_product_backward(
     slope: jax.Array,
     *optional: jax.Array,
     activation: str | None,
-    scaled: bool,
     added: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the gradients of x and, in at least float32, of the kernel.
+    more: bool,
+) -> tuple[jax.Array, ...]:
+    """Return the gradients of x, in at least float32 of the kernel, and of more channels, if any.
 
-    With ``scaled`` the branch scale follows, and with ``added`` another gradient of x to add.
+    With ``added`` another gradient of x to add follows, and with ``more`` the further channels.
 
     That of ``y = x @ kernel`` is ``plain.input_gradient``, with g the ``gradient`` before the
-    activation, times the branch scale.
+    activation.
     """
     g = plain.before_activation(gradient, y, mean, multiplier, bias, activation)
-    if scaled:
-        g = plain.scale_branch(g, optional[0])
     y_gradient = plain.input_gradient(g, y, mean, multiplier, shift, slope).astype(x.dtype)
     x_gradient = jnp.dot(y_gradient, kernel.T)
+    more_gradient = []
+    channels = x.shape[-1]
+    if more:
+        x = jnp.concatenate([x, optional[-1]], axis=-1)
+        x_gradient, *more_gradient = jnp.split(x_gradient, [channels], axis=-1)
     if added:
-        x_gradient += optional[-1]
+        x_gradient += optional[0]
     axes = tuple(range(x.ndim - 1))
     kernel_gradient = jnp.tensordot(x, y_gradient, (axes, axes), preferred_element_type=mean.dtype)
-    return x_gradient, kernel_gradient
+    return x_gradient, kernel_gradient, *more_gradient

@@ -30,7 +30,7 @@ class ProductConfig(NamedTuple):
 
     Attributes:
       rows: of a block.
-      columns: of the result, that a program of ``forward`` has.
+      columns: of an input, that a program of ``backward`` has.
       num_warps: of a program.
       num_stages: blocks that are on their way at once.
       programs: of a grid.
@@ -43,23 +43,8 @@ class ProductConfig(NamedTuple):
     programs: int
 
 
-def product_config(channels: int) -> ProductConfig:
-    """Return the configuration of ``forward`` for a result of so many channels.
-
-    As fast, within 2 %, as any that was measured on an H100 at the 1x1 convolutions of cotnet50.
-    """
-    columns = min(triton.next_power_of_2(channels), 128)
-    return ProductConfig(128 if channels > 128 else 64, columns, 4, 3, PROGRAMS)
-
-
-def product_backward_config(channels_in: int, channels: int, added: bool = False) -> ProductConfig:
-    """Return the configuration of ``backward``, chosen likewise."""
-    sizes = [triton.next_power_of_2(size) for size in (channels_in, channels)]
-    if math.prod(sizes) <= 64 * 64:
-        return ProductConfig(64, 0, 4, 1, PROGRAMS * 3 // 2)
-    # With another gradient to add, 128 rows of 128 channels do not fit in shared memory.
-    rows = 128 if sizes[0] == sizes[1] and not added else 64
-    return ProductConfig(rows, 0, 8, 2, PROGRAMS // 2)
+# The fastest, or within 2 % of it, of those measured on an H100 at cotnet50's 1x1 convolutions.
+PRODUCT = ProductConfig(rows=64, columns=64, num_warps=4, num_stages=3, programs=PROGRAMS)
 
 
 @sequential_vmap
@@ -100,18 +85,18 @@ def residual_backward_sums(gradient, x, output, mean, branch_scale=None):
 
 
 @sequential_vmap
-def product(x, kernel):
+def product(x, kernel, more=None):
     """As ``convolution.xla_product``."""
     channels = kernel.shape[1]
-    config = product_config(channels)
-    blocks = math.ceil(channels / config.columns)
-    slots = config.programs // blocks
+    slots = PRODUCT.programs
     outputs = [
         jax.ShapeDtypeStruct((*x.shape[:-1], channels), x.dtype),
         jax.ShapeDtypeStruct((slots, 2, channels), jnp.float32),
     ]
     y, sums = _call_product(
-        product_kernels.forward, config, slots * blocks, slots, x, kernel, (x, kernel), outputs
+        *(product_kernels.forward, slots, slots, x, kernel),
+        (x, x if more is None else more, kernel),
+        outputs,
     )
     return y, sums.sum(0)
 
@@ -128,8 +113,8 @@ def product_backward(
     slope,
     *optional,
     activation,
-    scaled,
     added,
+    more,
 ):
     """As ``convolution.xla_product_backward``."""
 
@@ -137,37 +122,41 @@ def product_backward(
     def call(gradient, y, x, kernel, *rest):
         vectors, optional = rest[:5], list(rest[5:])
         # The kernel takes all its pointers; those that its options leave out are not read.
-        branch_scale = optional.pop(0) if scaled else vectors[0]
         other = optional.pop(0) if added else x
-        config = product_backward_config(kernel.shape[0], kernel.shape[1], added)
-        vectors = (vector.astype(jnp.float32) for vector in (*vectors, branch_scale))
-        x_gradient, kernel_gradient = _call_product(
-            *(product_kernels.backward, config, config.programs, config.programs, x, kernel),
-            (gradient, y, x, kernel, *vectors, other),
-            [x, jax.ShapeDtypeStruct((config.programs, *kernel.shape), jnp.float32)],
+        more_x = optional.pop(0) if more else x
+        inputs = (x, more_x) if more else (x,)
+        blocks = sum(math.ceil(a.shape[-1] / PRODUCT.columns) for a in inputs)
+        slots = max(1, PRODUCT.programs // blocks)
+        vectors = (vector.astype(jnp.float32) for vector in vectors)
+        nothing = jax.ShapeDtypeStruct((1,), x.dtype)
+        kernel_parts = jax.ShapeDtypeStruct((slots, *kernel.shape), jnp.float32)
+        x_gradient, more_gradient, kernel_gradient = _call_product(
+            *(product_kernels.backward, slots * blocks, slots, x, kernel),
+            (gradient, y, x, more_x, kernel, *vectors, other),
+            [x, more_x if more else nothing, kernel_parts],
             ACTIVATION=activation or "none",
-            PIXELS=math.prod(x.shape[1:-1]),
-            SCALED=scaled,
             OTHER=added,
         )
-        return x_gradient, kernel_gradient.sum(0)
+        gradients = (x_gradient, kernel_gradient.sum(0))
+        return (*gradients, more_gradient) if more else gradients
 
     return call(gradient, y, x, kernel, mean, multiplier, bias, shift, slope, *optional)
 
 
-def _call_product(kernel, config, programs, slots, x, weights, operands, outputs, **constants):
+def _call_product(kernel, programs, slots, x, weights, operands, outputs, **constants):
     return call_kernel(
         kernel,
         programs,
-        config.num_warps,
+        PRODUCT.num_warps,
         operands,
         outputs,
         name=f"batch_norm_product_{kernel.fn.__name__}",
         ROWS=x.size // x.shape[-1],
-        K=weights.shape[0],
+        K=x.shape[-1],
+        MORE=weights.shape[0] - x.shape[-1],
         N=weights.shape[1],
         SLOTS=slots,
-        CONFIG=config,
+        CONFIG=PRODUCT,
         **constants,
     )
 
