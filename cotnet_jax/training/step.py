@@ -119,7 +119,7 @@ def make_train_step(
         )
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.global_norm(_join(gradients)),
             "finite": _are_finite((params, batch_stats)).astype(loss.dtype),
             **(extra_metrics(gradients) if extra_metrics else {}),
         }
@@ -149,7 +149,10 @@ def _are_finite(weights: Any) -> jax.Array:
     Momentum that is not finite leaves no update that is. The EMA moves by a part of the difference
     to the new weights, which stays finite up to half of the dtype's range: that is the limit.
     """
-    in_range = [
-        jnp.all(jnp.abs(leaf) < jnp.finfo(leaf.dtype).max / 2) for leaf in jax.tree.leaves(weights)
-    ]
-    return jnp.all(jnp.stack(in_range))
+    values = _join(weights)
+    return jnp.all(jnp.abs(values) < jnp.finfo(values.dtype).max / 2)
+
+
+def _join(tree: Any) -> jax.Array:
+    """Return all values as one array [n]: reducing hundreds of small ones takes longer on GPUs."""
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
