@@ -1,18 +1,21 @@
-"""Run every aggregation kernel once on odd small shapes, for NVIDIA's memory checkers.
+"""Run every kernel once on odd small shapes, for NVIDIA's memory checkers.
 
     XLA_PYTHON_CLIENT_ALLOCATOR=cuda_async compute-sanitizer --tool memcheck --kernel-name kns=ward
-        --kernel-name kns=statistics python -m cotnet_jax.tools.sanitize_kernels [--faults]
+        --kernel-name kns=statistics --kernel-name kns=sums
+        python -m cotnet_jax.tools.sanitize_kernels [--faults]
 
 With this allocator the checker knows where every array ends; with the default one, and with
 "platform", arrays lie in larger pieces, and a write behind one is not noticed. The kernels are
-found by their names: all end in "ward" but "statistics". With ``--faults`` two kernels do wrong
-at the end: ``race_forward`` writes one word of shared memory from all threads, which racecheck
-must report, and ``stray_forward`` writes behind its array, which memcheck must report. Without
-them nothing may be reported.
+found by their names: those of the aggregation end in "ward" but "statistics", those of batch
+normalisation in "ward" or "sums". With ``--faults`` three kernels do wrong at the end:
+``race_forward`` writes one word of shared memory from all threads, which racecheck must report,
+and ``stray_forward`` and ``stray_sums`` write behind their arrays, which memcheck must report.
+Without them nothing may be reported.
 """
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from unittest import mock
 
 import jax
@@ -21,24 +24,46 @@ import jax.numpy as jnp
 from cotnet_jax.command_line import Parser
 from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
 from cotnet_jax.ops.local_aggregation.triton.configs import CooperativeConfig
+from cotnet_jax.tools import batch_norm_checks
+from cotnet_jax.tools.batch_norm_checks import Case
 from cotnet_jax.tools.check_kernels import make_operands, operations, require_kernels, select
 
 IMAGES = 2
-# With a configuration for the cooperative kernels.
+DTYPES = ("bfloat16", "float32")
+# Of the aggregation, with a configuration for the cooperative kernels.
 SHAPES = (
     (AggregationShape(5, 7, 1, 8, 8), CooperativeConfig(8, 2, 64, 2, False, resident=1)),
     (AggregationShape(4, 3, 2, 8, 6), CooperativeConfig(12, 4, 32, 1, True, resident=1)),
     (AggregationShape(3, 4, 2, 8, 4), CooperativeConfig(2, 3, 32, 1, False, resident=1)),
 )
+# Of batch normalisation: all options of the kernels, and for those of the products (bfloat16) all
+# layouts. No number of pixels or channels is a multiple of a block's.
+CASES = (
+    Case(23, 25, 72),
+    Case(23, 25, 24, activation="relu"),
+    Case(23, 25, 24, activation="silu"),
+    Case(23, 25, 24, activation="relu", residual=True),
+    Case(23, 25, 40, activation="relu", residual=True, drops=True),
+    Case(23, 25, 24, channels_in=40, reuses_x=True),
+    Case(23, 25, 120, channels_in=72),
+    Case(23, 25, 120, channels_in=120, activation="relu"),
+    Case(23, 25, 200, channels_in=40, activation="relu", residual=True, drops=True, reuses_x=True),
+)
 
 
 def run_kernels() -> None:
-    """Run all kernels, in bfloat16 and float32."""
+    """Run all kernels, in the dtypes that they take."""
+    run_aggregation_kernels()
+    run_batch_norm_kernels()
+
+
+def run_aggregation_kernels() -> None:
+    """Run the aggregation's kernels, in bfloat16 and float32."""
     # Importable only where there is a GPU.
     from cotnet_jax.ops.local_aggregation.triton import configs, launch
 
     for shape, config in SHAPES:
-        for dtype in ("bfloat16", "float32"):
+        for dtype in DTYPES:
             operands = [jnp.asarray(a) for a in make_operands(IMAGES, shape, jnp.dtype(dtype))]
             for cooperative, reload in ((config, False), (None, False), (None, True)):
                 if cooperative is not None and dtype == "float32":
@@ -52,16 +77,37 @@ def run_kernels() -> None:
                     mock.patch.object(configs, "choose_config", choose),
                 ):
                     for name, function in operations("triton").items():
-                        jax.block_until_ready(jax.jit(function)(*select(name, operands)))
+                        run(function, *select(name, operands))
                         print(f"{shape} {dtype} {name} {cooperative}, {reload=}", flush=True)
 
 
+def run_batch_norm_kernels() -> None:
+    """Run batch normalisation's kernels, those of the sums in bfloat16 and float32.
+
+    Grids of two programs have each of them read several blocks of rows.
+    """
+    # Importable only where there is a GPU.
+    from cotnet_jax.ops.batch_norm.triton import launch
+
+    for case in CASES:
+        for dtype in DTYPES:
+            if case.channels_in and dtype == "float32":
+                continue  # the kernels of the products take 16 bits
+            operands = [
+                jnp.asarray(a, dtype if a.ndim in (2, 4) else jnp.float32)
+                for a in batch_norm_checks.make_operands(case, IMAGES, dtype)
+            ]
+            with mock.patch.object(launch, "PROGRAMS", 2):
+                run(batch_norm_checks.make_function(case, "triton"), *operands)
+            print(f"batch norm {case} {dtype}", flush=True)
+
+
 def run_faults() -> None:
-    """Run two kernels that a memory checker must report."""
+    """Run three kernels that a memory checker must report."""
     import triton
     import triton.language as tl
 
-    from cotnet_jax.ops.local_aggregation.triton import launch
+    from cotnet_jax.ops.triton_call import call_kernel
 
     @triton.jit
     def race_forward(x_ptr, y_ptr, BLOCK: tl.constexpr):
@@ -84,25 +130,38 @@ def run_faults() -> None:
         lane = tl.arange(0, BLOCK)
         tl.store(y_ptr + lane + BLOCK, tl.load(x_ptr + lane))
 
+    @triton.jit
+    def stray_sums(x_ptr, y_ptr, BLOCK: tl.constexpr):
+        lane = tl.arange(0, BLOCK)
+        tl.store(y_ptr + lane + BLOCK, tl.load(x_ptr + lane))
+
     x = jnp.arange(128, dtype=jnp.int32)
-    for kernel in (race_forward, stray_forward):
-        print(f"{kernel.fn.__name__}, to be reported", flush=True)
-        jax.block_until_ready(launch.call_kernel(kernel, 1, 4, (x,), [x], BLOCK=x.size))
+    for kernel in (race_forward, stray_forward, stray_sums):
+        name = kernel.fn.__name__
+        print(f"{name}, to be reported", flush=True)
+        jax.block_until_ready(call_kernel(kernel, 1, 4, (x,), [x], name=name, BLOCK=x.size))
+
+
+def run(function: Callable, *operands: jax.Array) -> None:
+    """Run a compiled function to its end."""
+    jax.block_until_ready(jax.jit(function)(*operands))
 
 
 def main(arguments: list[str]) -> None:
     module = "python -m cotnet_jax.tools.sanitize_kernels"
     checker = "compute-sanitizer --tool"
     parser = Parser(
-        "Run every aggregation kernel once, for NVIDIA's memory checkers.",
+        "Run every kernel once, for NVIDIA's memory checkers.",
         [
             f"XLA_PYTHON_CLIENT_ALLOCATOR=cuda_async {checker} memcheck --kernel-name kns=ward "
-            f"--kernel-name kns=statistics {module}",
+            f"--kernel-name kns=statistics --kernel-name kns=sums {module}",
             f"{checker} racecheck {module}",
             f"{checker} racecheck {module} --faults",
         ],
     )
-    parser.add_argument("--faults", action="store_true", help="Run two kernels that do wrong too.")
+    parser.add_argument(
+        "--faults", action="store_true", help="Run three kernels that do wrong too."
+    )
     options = parser.parse_args(arguments)
     require_kernels(parser)
     run_kernels()
