@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers import golden
 from helpers import torch_file_builder as build
+from helpers.processes import run_python
 from PIL import Image
 
 import cotnet_jax
@@ -276,12 +277,7 @@ def test_imagenet_names_are_those_of_tensorflow_datasets():
 
 
 def run_command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "cotnet_jax.predict", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    return run_python({"module": "cotnet_jax.predict"}, *arguments, cwd=ROOT)
 
 
 def test_command(folder, images, tmp_path):

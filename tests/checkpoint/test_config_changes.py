@@ -356,14 +356,19 @@ def test_one_run_at_a_time_and_its_leftovers(tmp_path):
 
 def test_processes_share_the_lock_of_the_first(tmp_path):
     code = """
-        import sys
+        import pathlib, sys, time
         import jax
         jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
         from cotnet_jax.checkpoint.workdir import Workdir
         from cotnet_jax.files import FolderLock
+        folder = pathlib.Path(sys.argv[3]).parent
         workdir = Workdir(sys.argv[3])
         with workdir.locked():
             print("held", workdir.lock.exists())
+            # Until both have looked.
+            (folder / f"looked {jax.process_index()}").touch()
+            while len([*folder.glob("looked *")]) < 2:
+                time.sleep(0.01)
         if jax.process_index() == 0:
             FolderLock(workdir.lock, "other", "none").acquire()
         try:

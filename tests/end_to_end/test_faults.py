@@ -27,6 +27,7 @@ FLAGS = [
     f"--config={Path(__file__).parents[2] / 'configs/digits.py'}",
     "--config.data.train_split=train[:80]",
     "--config.batch_size=8",
+    "--config.data.eval_split=test[:120]",
     "--config.eval.batch_size=2",
     "--config.epochs=4",
     "--config.checkpoint.every_steps=3",
@@ -231,16 +232,20 @@ def test_ctrl_c_while_the_network_is_compiled_is_one_line(tmp_path):
     assert said.splitlines()[-1].startswith("interrupted. The same command resumes from")
 
 
-def killed_often(workdir, kills: int, most_steps: int, *flags, **options) -> int:
+def killed_often(
+    workdir, kills: int, most_steps: int, *flags, begin: str = "First step", **options
+) -> int:
     """Starts a run so often and kills it; how many times a checkpoint was being written.
 
-    Every other kill waits for a write to begin, the others for 1 to ``most_steps`` steps.
+    Every other kill waits for a write to begin, the others for 1 to ``most_steps`` steps; the first
+    one for ``begin`` before that. Each leaves the lock, which the next start takes over.
     """
     moments = random.Random(0)
     during_writes = 0
     for kill in range(kills):
         run = start(workdir, *flags, **options)
-        run.wait_for("First step")
+        run.wait_for("First step" if kill else begin)
+        assert "Took over the lock" in "".join(run.lines) or not kill
         if kill % 2:
             while not unfinished_checkpoints(workdir):
                 assert run.poll() is None, run.end()
@@ -252,6 +257,7 @@ def killed_often(workdir, kills: int, most_steps: int, *flags, **options) -> int
         run.kill()
         run.end()
         assert group_is_gone(run)
+        assert Workdir(workdir).lock.exists()
         during_writes += bool(unfinished_checkpoints(workdir))
     return during_writes
 
@@ -261,7 +267,8 @@ def unfinished_checkpoints(workdir) -> list[Path]:
 
 
 def test_killed_at_random_and_while_writing(uninterrupted, tmp_path):
-    killed_often(tmp_path, 2, 8, "--config.data.num_workers=1")
+    # By then a checkpoint is complete.
+    killed_often(tmp_path, 2, 8, "--config.data.num_workers=1", begin="step 10/")
     assert "Resuming after step" in finish(tmp_path)
     assert_same_end(tmp_path, uninterrupted)
 
@@ -359,4 +366,5 @@ def test_killed_twenty_times(tmp_path_factory, tmp_path):
     print(f"{during_writes} of 20 kills came while a checkpoint was being written.")
     assert during_writes >= 5
     finish(tmp_path, *flags, small=False)
+    assert not Workdir(tmp_path).lock.exists()
     assert_same_end(tmp_path, uninterrupted, steps=64)

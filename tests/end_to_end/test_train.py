@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers.processes import run_python
 
 from cotnet_jax.training.metric_writer import read_metrics
 
@@ -33,16 +34,16 @@ STEPS = 12
 
 def command(workdir, *options, config="digits"):
     config = MAIN.parent / "configs" / f"{config}.py"
-    return [sys.executable, str(MAIN), f"--config={config}", f"--workdir={workdir}", *options]
+    return [str(MAIN), f"--config={config}", f"--workdir={workdir}", *options]
+
+
+def run_line(line):
+    script, *arguments = line
+    return run_python({"script": script}, *arguments)
 
 
 def run(workdir, *options, **kwargs):
-    return subprocess.run(
-        command(workdir, *options, **kwargs),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return run_line(command(workdir, *options, **kwargs))
 
 
 def error_of(result) -> str:
@@ -73,7 +74,7 @@ def test_killed_and_started_again_ends_bitwise_the_same(finished, tmp_path):
     """More kills, and other faults, are in test_faults.py."""
     uninterrupted, _ = finished
     process = subprocess.Popen(
-        command(tmp_path, *SHORT),
+        [sys.executable, *command(tmp_path, *SHORT)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -218,9 +219,9 @@ def test_fine_tuning_with_frozen_statistics(finished, tmp_path):
 def test_only_given_weights_are_evaluated_without_a_workdir(finished):
     def main(*options, config=True):
         # Of a run's checkpoint, its own configuration tells the rest.
-        settings = command("", *SHORT) if config else command("")[:2]
+        settings = command("", *SHORT) if config else command("")[:1]
         line = [option for option in settings if option != "--workdir="]
-        return subprocess.run([*line, *options], capture_output=True, text=True, timeout=600)
+        return run_line([*line, *options])
 
     given = finished[0] / "checkpoints" / str(STEPS)
     result = main("--mode=evaluate", "--no_report", f"--config.init_from={given}")

@@ -54,7 +54,8 @@ def wait_until(condition):
 def held(tmp_path):
     """A lock that another process holds, and that process."""
     path = tmp_path / "run" / "run.lock"
-    process = start_python(HOLD, path)
+    # A child of this process, which can leave it unreaped.
+    process = start_python(HOLD, path, fresh=True)
     assert process.stdout.readline() == "held\n"
     yield path, process
     process.kill()

@@ -7,32 +7,71 @@ import sys
 import textwrap
 from pathlib import Path
 
+from helpers import fork_server
+from helpers.fork_server import ForkedProcess
+
 _TESTS = Path(__file__).resolve().parents[1]
 
 
-def start_python(code: str, *arguments, devices: int = 1, stdin: bool = False) -> subprocess.Popen:
+Process = subprocess.Popen | ForkedProcess
+
+
+def start_python(
+    code: str, *arguments, devices: int = 1, stdin: bool = False, fresh: bool = False
+) -> Process:
     """Starts ``python -c code arguments`` on the CPU with so many fake devices.
 
     ``code`` is dedented, and can import the package, the configs and the tests' helpers.
     """
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+    return start(
+        {"code": textwrap.dedent(code)},
+        *arguments,
         env=_environment(devices),
-        stdin=subprocess.PIPE if stdin else None,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        fresh=fresh,
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
     )
 
 
-class TrainingRun(subprocess.Popen):
-    """main.py in a process group of its own, read line by line.
+def start(run: dict[str, str], *arguments, env, fresh: bool = False, **options) -> Process:
+    """Starts a process, by a fork of one that has imported what it needs unless it is ``fresh``.
+
+    Args:
+      run, arguments, env, options: as of ``ForkedProcess``.
+    """
+    arguments = [*map(str, arguments)]
+    if not fresh and fork_server.suits(env):
+        return ForkedProcess(run, arguments, env, **options)
+    ((kind, what),) = run.items()
+    before = {"script": [], "module": ["-m"], "code": ["-c"]}[kind]
+    return subprocess.Popen(
+        [sys.executable, *before, what, *arguments],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        **{"stdout": subprocess.PIPE} | options,
+    )
+
+
+def run_python(
+    run: dict[str, str], *arguments, timeout: float = 600, **options
+) -> subprocess.CompletedProcess:
+    """Runs a process of ``start`` to its end, in the environment of this one."""
+    process = start(run, *arguments, env=_environment(1), **options)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+class TrainingRun:
+    """main.py in a process group of its own, read line by line; a ``Process`` else.
 
     Args:
       workdir: of the run.
       flags: the others.
       small: with the network of small_network.py in place of the configuration's.
-      before: code that the process runs first, dedented.
+      before: code that the process runs first, dedented, before anything is imported.
     """
 
     def __init__(
@@ -46,16 +85,19 @@ class TrainingRun(subprocess.Popen):
     ):
         script = _TESTS / "helpers" / "small_network.py" if small else _TESTS.parent / "main.py"
         run_script = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
-        what = ["-c", f"{textwrap.dedent(before)}\n{run_script}"] if before else [script]
-        super().__init__(
-            [sys.executable, *what, f"--workdir={workdir}", *flags],
+        code = f"{textwrap.dedent(before)}\n{run_script}"
+        self._process = start(
+            {"code": code} if before else {"script": str(script)},
+            *(f"--workdir={workdir}", *flags),
             env=_environment(devices),
+            fresh=bool(before),
             stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
             start_new_session=True,
         )
         self.lines: list[str] = []
+
+    def __getattr__(self, name):
+        return getattr(self._process, name)
 
     def wait_for(self, text: str) -> str:
         """Reads on until a line has ``text``, and gives that line."""
@@ -83,7 +125,7 @@ def _environment(devices: int) -> dict[str, str]:
     }
 
 
-def finish(*processes: subprocess.Popen, timeout: float = 120) -> list[str]:
+def finish(*processes: Process, timeout: float = 120) -> list[str]:
     """Waits for all of them; their standard outputs. Fails with its output if one fails."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers import golden
 from helpers import torch_file_builder as build
+from helpers.processes import run_python
 
 import cotnet_jax
 from cotnet_jax import files
@@ -308,12 +309,7 @@ def test_damaged_folder_is_noticed(tmp_path, checkpoint, no_forward_pass):
 
 
 def run_command(*arguments):
-    return subprocess.run(
-        [sys.executable, "convert_torch_weights.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    return run_python({"script": "convert_torch_weights.py"}, *arguments, cwd=ROOT)
 
 
 def test_command_errors_are_one_line(checkpoint):
