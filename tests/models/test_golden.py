@@ -37,8 +37,8 @@ def test_single_precision_as_a_user_runs_it(path):
 
 @pytest.mark.parametrize("path", files("train", {"cotnet50"}))
 def test_four_training_steps(path):
-    # Without any optimisation convolutions in float64 take longer than is saved.
-    options = quick.USERS_OPTIONS | {"xla_backend_optimization_level": 1}
+    # The older loops take three times longer to compile where convolutions are in float64.
+    options = quick.USERS_OPTIONS | {"xla_backend_optimization_level": 0}
     comparisons = list(replay(path, compiler_options=options))
     assert len(comparisons) > 1000
     assert not above_tolerance(comparisons)
