@@ -70,6 +70,27 @@ def test_weights_that_overflow_in_one_step_are_not_saved(config, tmp_path):
     assert_finite(tmp_path, 3)
 
 
+def test_a_loss_that_is_not_finite_beside_weights_that_are(config, tmp_path, monkeypatch):
+    """As of an optimizer that bounds or skips updates."""
+    build = loop.build_train_step
+
+    def build_spoilt(*arguments, **options):
+        step = build(*arguments, **options)
+
+        def spoilt(state, batch):
+            state, metrics = step(state, batch)
+            loss = jnp.where(state.step == 6, jnp.inf, metrics["loss"])
+            return state, metrics | {"loss": loss}
+
+        return jax.jit(spoilt, donate_argnums=0)
+
+    monkeypatch.setattr(loop, "build_train_step", build_spoilt)
+    config.checkpoint.every_steps = 1
+    with pytest.raises(DivergedError, match=r"the loss of step 6 is inf .*Checkpoint 4 is good"):
+        loop.train(config, tmp_path)
+    assert steps_in(tmp_path) == {"4", "5.diverged"}
+
+
 def test_the_only_checkpoint_stays(config, tmp_path):
     config.schedule.warmup_epochs, config.schedule.peak = 0, 1e30
     config.checkpoint.every_steps = 1
