@@ -89,6 +89,10 @@ HOSTILE = {
         + b"u",
         "steps",
     ),
+    "a long tuple as the key of many dictionaries": (
+        b"(" + b"K\x01" * 20_000 + b"t" + KEEP + b"0(" + (b"}" + GIVE + b"Ns") * 20_000 + b"l",
+        "steps",
+    ),
     "integers with the same hash, in small steps": (
         b"}"
         + b"".join(
