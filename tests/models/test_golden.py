@@ -37,7 +37,7 @@ def test_single_precision_as_a_user_runs_it(path):
 
 @pytest.mark.parametrize("path", files("train", {"cotnet50"}))
 def test_four_training_steps(path):
-    # The older loops take three times longer to compile where convolutions are in float64.
+    # The older loops take more than twice as long to compile where convolutions are in float64.
     options = quick.USERS_OPTIONS | {"xla_backend_optimization_level": 0}
     comparisons = list(replay(path, compiler_options=options))
     assert len(comparisons) > 1000
