@@ -114,6 +114,7 @@ RANGES = {
     "augment.scale": fraction_pair(),
     "augment.ratio": positive_pair(),
     "augment.flip": between(0, 1),
+    "augment.randaugment_on": one_of("host", "device"),
     "augment.color_jitter": at_least(0),
     "augment.erasing_probability": between(0, 1),
     "augment.erasing_mode": one_of("pixel", "const"),
@@ -369,6 +370,13 @@ def _train_step_problems(config, devices) -> Iterator[str]:
     if config.loss.class_weights and config.data.balanced_sampling:
         wanted = '"", or --config.data.balanced_sampling=False: each balances the classes by itself'
         yield _line(config, "loss.class_weights", wanted)
+    if (
+        config.augment.randaugment
+        and config.augment.randaugment_on == "device"
+        and config.augment.erasing_probability > 0
+    ):
+        wanted = '0, or --config.augment.randaugment_on="host": the host erases, after RandAugment'
+        yield _line(config, "augment.erasing_probability", wanted)
     metrics = metrics_of_evaluation(config)
     if config.early_stopping.metric not in ("", *metrics):
         yield _line(config, "early_stopping.metric", one_of(*metrics, "").message)

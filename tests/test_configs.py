@@ -156,6 +156,7 @@ BAD = {
     "augment.ratio": (0.0, 1.0),
     "augment.flip": 1.5,
     "augment.randaugment": "rand-m20",
+    "augment.randaugment_on": "gpu",
     "augment.color_jitter": -0.1,
     "augment.erasing_probability": float("nan"),
     "augment.erasing_mode": "grey",
@@ -263,6 +264,11 @@ def test_a_value_out_of_range_is_one_line(field):
             {"loss.class_weights": "balanced", "data.balanced_sampling": True},
             '--config.loss.class_weights=balanced: must be "", or --config.data.balanced_sampling',
         ),
+        (
+            {"augment.randaugment_on": "device", "augment.erasing_probability": 0.25},
+            "--config.augment.erasing_probability=0.25: must be 0, or --config.augment.randaugment",
+        ),
+        ({"augment.randaugment_on": "device"}, ""),
         ({"early_stopping.metric": "raw_loss"}, ""),
         (
             {"early_stopping.metric": "ema_loss", "ema.decay": 0.0},

@@ -41,7 +41,10 @@ class TrainExample:
         self._mean, self._std = tuple(config.data.mean), tuple(config.data.std)
         # Plain values, read once: attribute access on a ConfigDict costs more than a flip.
         self._settings = dict(config.augment)
-        self._randaugment = randaugment.parse(config.augment.randaugment)
+        recipe = randaugment.parse(config.augment.randaugment)
+        self._randaugment = recipe if config.augment.randaugment_on == "host" else None
+        # As published, only where RandAugment is off.
+        self._color_jitter = 0.0 if recipe else config.augment.color_jitter
 
     def __call__(self, index: int, rng: np.random.Generator) -> Example:
         """Return the example of an index; ``rng`` is the source of all randomness.
@@ -69,7 +72,7 @@ class TrainExample:
         )
 
     def augment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Crop, flip, apply RandAugment or colour jitter, and erase.
+        """Crop, flip, apply RandAugment (unless the device does) or colour jitter, and erase.
 
         Args:
           image: uint8 [H, W, 3].
@@ -90,8 +93,7 @@ class TrainExample:
         pil_image = transforms.random_flip(pil_image, rng, settings["flip"])
         if self._randaugment:
             pil_image = self._randaugment(pil_image, rng)
-        else:
-            pil_image = randaugment.color_jitter(pil_image, rng, settings["color_jitter"])
+        pil_image = randaugment.color_jitter(pil_image, rng, self._color_jitter)
         augmented = np.asarray(pil_image)
         if settings["erasing_probability"] > 0:
             augmented = randaugment.random_erasing(

@@ -56,7 +56,7 @@ class RandAugment:
                 magnitude = rng.normal(magnitude, self.magnitude_std)
             magnitude = min(max(magnitude, 0.0), MAX_MAGNITUDE)
             name, sign, center = OP_NAMES[index], 1, (0.0, 0.0)
-            if name in _SIGNED:
+            if name in SIGNED:
                 sign = -1 if rng.random() < 0.5 else 1
             elif name == "Cutout":
                 center = (rng.uniform(0, width), rng.uniform(0, height))
@@ -79,6 +79,11 @@ class Call:
     magnitude: float
     sign: int = 1
     center_xy: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def value(self) -> float:
+        """What the magnitude means to the operation, with the sign; as ``operation_value``."""
+        return self.sign * operation_value(self.name, self.magnitude)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return _OPS[self.name](image, self)
@@ -217,13 +222,24 @@ def _solarize_add_table(amount: int) -> list[int]:
     return [min(255, value + amount) if value < 128 else value for value in range(256)] * 3
 
 
-def _level(call: Call) -> float:
-    return call.magnitude / _LEVELS
+def operation_value(name: str, magnitude: float) -> float:
+    """Return what a magnitude means to an operation, without its random sign.
+
+    Args:
+      name: one of OP_NAMES.
+      magnitude: 0 to 15.
+
+    Returns:
+      Rotate: degrees; ShearX, ShearY: pixels of shift for each pixel of distance; TranslateX,
+      TranslateY: pixels; Posterize: bits that are kept; Solarize: the threshold; SolarizeAdd: what
+      is added; Color, Contrast, Brightness, Sharpness: the factor; Cutout: half of the square's
+      side in pixels; others: 0.
+    """
+    return _VALUES[name](magnitude / _LEVELS) if name in _VALUES else 0.0
 
 
 def _rotate(image: Image.Image, call: Call) -> Image.Image:
-    degrees = call.sign * 30.0 * _level(call)
-    return image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
+    return image.rotate(call.value, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
 
 
 def _affine(image: Image.Image, data: Sequence[float]) -> Image.Image:
@@ -236,20 +252,12 @@ def _affine(image: Image.Image, data: Sequence[float]) -> Image.Image:
     )
 
 
-def _shear(call: Call) -> float:
-    return call.sign * 0.3 * _level(call)
-
-
-def _translate(call: Call) -> float:
-    return call.sign * 100.0 * _level(call)
-
-
 def _enhance(kind: type, image: Image.Image, call: Call) -> Image.Image:
-    return kind(image).enhance(1.8 * _level(call) + 0.1)
+    return kind(image).enhance(call.value)
 
 
 def _cutout(image: Image.Image, call: Call) -> Image.Image:
-    half = int(40 * _level(call))
+    half = int(call.value)
     width, height = image.size
     x0, y0 = (int(max(0.0, center - half)) for center in call.center_xy)
     x1, y1 = min(width, x0 + 2 * half), min(height, y0 + 2 * half)
@@ -258,23 +266,43 @@ def _cutout(image: Image.Image, call: Call) -> Image.Image:
     return image
 
 
+def _factor(level: float) -> float:
+    return 1.8 * level + 0.1
+
+
+_VALUES: dict[str, Callable[[float], float]] = {
+    "Rotate": lambda level: 30.0 * level,
+    "Posterize": lambda level: int(4 * level),
+    "Solarize": lambda level: int(256 * level),
+    "SolarizeAdd": lambda level: int(110 * level),
+    "Color": _factor,
+    "Contrast": _factor,
+    "Brightness": _factor,
+    "Sharpness": _factor,
+    "ShearX": lambda level: 0.3 * level,
+    "ShearY": lambda level: 0.3 * level,
+    "TranslateX": lambda level: 100.0 * level,
+    "TranslateY": lambda level: 100.0 * level,
+    "Cutout": lambda level: int(40 * level),
+}
 _OPS: dict[str, Callable[[Image.Image, Call], Image.Image]] = {
     "AutoContrast": lambda image, call: ImageOps.autocontrast(image),
     "Equalize": lambda image, call: ImageOps.equalize(image),
     "Invert": lambda image, call: ImageOps.invert(image),
     "Rotate": _rotate,
-    "Posterize": lambda image, call: image.point(_posterize_table(int(4 * _level(call)))),
-    "Solarize": lambda image, call: image.point(_solarize_table(int(256 * _level(call)))),
-    "SolarizeAdd": lambda image, call: image.point(_solarize_add_table(int(110 * _level(call)))),
+    "Posterize": lambda image, call: image.point(_posterize_table(int(call.value))),
+    "Solarize": lambda image, call: image.point(_solarize_table(int(call.value))),
+    "SolarizeAdd": lambda image, call: image.point(_solarize_add_table(int(call.value))),
     "Color": functools.partial(_enhance, ImageEnhance.Color),
     "Contrast": functools.partial(_enhance, ImageEnhance.Contrast),
     "Brightness": functools.partial(_enhance, ImageEnhance.Brightness),
     "Sharpness": functools.partial(_enhance, ImageEnhance.Sharpness),
-    "ShearX": lambda image, call: _affine(image, (1, _shear(call), 0, 0, 1, 0)),
-    "ShearY": lambda image, call: _affine(image, (1, 0, 0, _shear(call), 1, 0)),
-    "TranslateX": lambda image, call: _affine(image, (1, 0, _translate(call), 0, 1, 0)),
-    "TranslateY": lambda image, call: _affine(image, (1, 0, 0, 0, 1, _translate(call))),
+    "ShearX": lambda image, call: _affine(image, (1, call.value, 0, 0, 1, 0)),
+    "ShearY": lambda image, call: _affine(image, (1, 0, 0, call.value, 1, 0)),
+    "TranslateX": lambda image, call: _affine(image, (1, 0, call.value, 0, 1, 0)),
+    "TranslateY": lambda image, call: _affine(image, (1, 0, 0, 0, 1, call.value)),
     "Cutout": _cutout,
 }
 OP_NAMES = tuple(_OPS)
-_SIGNED = frozenset({"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"})
+# Operations whose values have a random sign.
+SIGNED = frozenset({"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"})

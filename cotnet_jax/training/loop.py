@@ -9,11 +9,13 @@ from absl import logging
 
 from cotnet_jax.checkpoint.checkpointer import has_steps
 from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.data import randaugment
 from cotnet_jax.training import parameter_groups
 from cotnet_jax.training.compiling import compile_ahead, with_kernels_side_by_side
 from cotnet_jax.training.extras import gradient_norms, wanted
 from cotnet_jax.training.mixup import mix_batch
 from cotnet_jax.training.optimizer import ema_step_size_schedule, make_optimizer
+from cotnet_jax.training.randaugment.batch import randaugment_batch
 from cotnet_jax.training.setup import TrainSetup, set_up_training
 from cotnet_jax.training.state import abstract_batch, abstract_train_state, create_train_state
 from cotnet_jax.training.step import make_train_step
@@ -129,10 +131,17 @@ def build_train_step(
         model = model.clone(freeze_batch_norm=groups.frozen_batch_norms)
     class_weights = setup.class_weights
 
+    on_device = config.augment.randaugment_on == "device"
+    augment = randaugment.parse(config.augment.randaugment) if on_device else None
+
     def mix(key: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        images = batch["image"]
+        if augment:
+            key, augment_key = jax.random.split(key)
+            images = randaugment_batch(augment_key, images, augment)
         images, targets = mix_batch(
             key,
-            batch["image"],
+            images,
             batch["label"],
             num_classes=model.num_classes,
             **config.mixing,

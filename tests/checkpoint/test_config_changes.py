@@ -76,6 +76,7 @@ REFUSED = {
     "augment.ratio": (1.0, 1.0),
     "augment.flip": 0.0,
     "augment.randaugment": "",
+    "augment.randaugment_on": "device",
     "augment.color_jitter": 0.0,
     "augment.erasing_probability": 0.5,
     "augment.erasing_mode": "const",

@@ -83,6 +83,16 @@ def test_worker_processes_change_nothing(config, workers):
     assert_same(take(config, 7, 5), whole[5:])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_with_randaugment_on_the_device_batches_are_cropped_and_flipped_only(config, workers):
+    config.augment.randaugment, config.augment.color_jitter = "", 0.0
+    plain = take(config, 5)
+    config.augment.randaugment, config.augment.randaugment_on = "rand-m15-n2", "device"
+    config.augment.color_jitter = 0.4
+    config.data.num_workers = workers
+    assert_same(take(config, 3, 2), plain[2:])
+
+
 class NeedsTwoProcesses:
     """A source that gives nothing before two processes have asked."""
 

@@ -206,6 +206,29 @@ def test_any_checkpoint_is_evaluated_on_any_split(config, tmp_path, monkeypatch)
         evaluate.evaluate_only(config, None)
 
 
+def test_with_randaugment_on_the_device_the_same_step_again_is_bitwise_the_same(config):
+    config.augment.randaugment = "rand-m9-n2"
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (4, 8, 8, 8, 3), np.uint8)
+
+    def trained(place, start=None):
+        """The states after each step, from the second one on if it is given."""
+        config.augment.randaugment_on = place
+        run = setup.set_up_training(config, devices=jax.devices()[:1])
+        optimizer = loop.build_optimizer(run)
+        step = loop.build_train_step(run, optimizer)
+        state = start or train_state.create_train_state(run, optimizer)
+        history = []
+        for batch in images[2 if start else 0 :]:
+            state, _ = step(state, {"image": batch, "label": np.arange(8, dtype=np.int32)})
+            history.append(jax.device_get(state))
+        return history
+
+    whole, host = trained("device"), trained("host")
+    jax.tree.map(np.testing.assert_array_equal, trained("device", whole[1]), whole[2:])
+    assert any(jax.tree.leaves(differs(whole[0].params, host[0].params)))
+
+
 def test_going_on_does_not_read_the_first_weights_again(config, tmp_path, monkeypatch):
     model = Small()
     given = model.init(jax.random.key(5), jnp.zeros((1, 8, 8, 3)))
