@@ -66,13 +66,34 @@ def decode(
     Raises:
       DecodeError: the image is truncated, damaged, of an unknown format or too large.
     """
+    image, orientation = decode_as_stored(
+        data, max_pixels=max_pixels, exif_orientation=exif_orientation
+    )
+    return _upright(image, orientation)
+
+
+def decode_as_stored(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, exif_orientation: bool = True
+) -> tuple[np.ndarray, int]:
+    """Decode an image as ``decode`` does, without turning it.
+
+    Args:
+      data: the whole compressed file.
+      max_pixels: as in ``decode``.
+      exif_orientation: look for the orientation.
+
+    Returns:
+      (uint8 [H, W, 3], the EXIF orientation, 1 to 8, that is left to apply). It is 1, upright,
+      without one.
+
+    Raises:
+      DecodeError: as ``decode``.
+    """
     try:
         image = _decode_jpeg(data, max_pixels) if data[:2] == _JPEG_START else None
         if image is None:
-            image, orientation = _decode_by_pillow(data, max_pixels, exif_orientation)
-        else:
-            orientation = _jpeg_orientation(data) if exif_orientation else 1
-        return _upright(image, orientation)
+            return _decode_by_pillow(data, max_pixels, exif_orientation)
+        return image, _jpeg_orientation(data) if exif_orientation else 1
     except DecodeError:
         raise
     except UnidentifiedImageError as error:

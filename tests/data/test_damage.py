@@ -241,6 +241,7 @@ def test_a_damaged_archive_is_an_error_that_names_it(tmp_path, damage, name):
 class TinyPlan:
     fingerprint = "f"
     leave_out = False
+    short_side = 0
 
     def __init__(self, folder):
         self.incomplete = folder

@@ -221,6 +221,37 @@ def test_a_tfrecord_copy_gives_the_same_records(made, from_tars, tmp_path):
     assert len(source) == 100
 
 
+def test_resized_from_tars_and_from_a_tfrecord_copy_it_is_the_same(
+    made, from_tars, tmp_path, capsys
+):
+    write_tfrecords(dataset_dir(from_tars), tmp_path / "tfrecord" / "imagenet2012" / "5.1.0")
+    for source, output in ((made[0] / "tars", "small"), (tmp_path / "tfrecord", "copy")):
+        assert prepare(source, tmp_path / output, "--size=32", "--no_checksum") == 0
+    small, copy = (dataset_dir(tmp_path / output) for output in ("small", "copy"))
+    report = json.loads((small / REPORT).read_text())["splits"]
+    undecodable = {name for _, name, _ in report["train"]["undecodable"]}
+    assert len(undecodable) == 2
+    for split, stored in {split: images_of(small, split) for split in report}.items():
+        copied = images_of(copy, split)
+        assert stored.keys() == copied.keys()
+        for name in stored.keys() - undecodable:
+            image = Image.open(io.BytesIO(stored[name]))
+            assert (image.mode, image.format) in (("RGB", "JPEG"), ("L", "JPEG"))
+            assert min(image.size) <= 32
+            # CMYK and PNG were JPEG already in what the copy was made of.
+            assert Image.open(io.BytesIO(copied[name])).size == image.size
+    assert report["train"]["resized"] > 90
+    capsys.readouterr()
+    assert prepare(made[0] / "tars", tmp_path / "small") == 1
+    assert "prepared with --size=32" in capsys.readouterr().err
+
+
+def images_of(folder, split):
+    """{name: the file that is stored} of a split."""
+    source = tfds.builder_from_directory(folder).as_data_source(split, decoders=ENCODED)
+    return {example["file_name"].decode(): example["image"] for example in source}
+
+
 def test_a_truncated_tfrecord_is_an_error(from_tars, tmp_path, capsys):
     source = tmp_path / "tfrecord"
     write_tfrecords(dataset_dir(from_tars), source)

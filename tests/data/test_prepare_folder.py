@@ -1,6 +1,7 @@
 """Folders of one's own images: a validation split, what is left out, a source that has changed."""
 
 import hashlib
+import io
 import json
 import os
 import shlex
@@ -8,15 +9,17 @@ import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from helpers import small_dataset
 from helpers.preparing import ENCODED
+from PIL import ExifTags, Image
 
 from cotnet_jax.commands import prepare as prepare_command
 from cotnet_jax.configs import default
-from cotnet_jax.data import sources
+from cotnet_jax.data import sources, transforms
 from cotnet_jax.data.dataset_folder import open_folder
-from cotnet_jax.data.prepare import command, plan
+from cotnet_jax.data.prepare import command, dataset, plan
 from cotnet_jax.data.prepare.report import FILE_NAME as REPORT
 
 
@@ -235,3 +238,82 @@ def test_what_is_printed_can_be_pasted(source, tmp_path, capsys, options):
     splits = [argument for argument in arguments if "_split=" in argument]
     expected = ["--config.data.train_split=train[:90%]", "--config.data.eval_split=train[90%:]"]
     assert splits == ([] if options else expected)
+
+
+def stored(output):
+    """{name: the file that is stored} of a prepared folder."""
+    source = open_folder(output).as_data_source("train", decoders=ENCODED)
+    return {example["file_name"].decode(): example["image"] for example in source}
+
+
+def photo(size, file_format, **options):
+    y, x = np.mgrid[: size[1], : size[0]]
+    pixels = np.stack([x * 255 / size[0], y * 255 / size[1], (x + y) % 200], -1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_format, **options)
+    return file.getvalue()
+
+
+def test_images_are_resized_to_a_short_side(tmp_path, capsys):
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    files = {
+        "wide.jpg": photo((120, 80), "JPEG", quality=95),
+        "tall.png": photo((50, 101), "PNG"),
+        "phone.jpg": photo((90, 60), "JPEG", exif=turned),
+        "small.jpg": photo((60, 40), "JPEG"),
+        "torn.jpg": photo((120, 80), "JPEG")[:300],
+    }
+    for name, data in files.items():
+        put(tmp_path / "in" / "ant" / name, data)
+    assert prepare(tmp_path / "in", tmp_path / "out", "--size=40") == 0
+    found = stored(tmp_path / "out")
+    sizes = {name: Image.open(io.BytesIO(data)).size for name, data in found.items()}
+    assert sizes == {
+        "ant/wide.jpg": (60, 40),
+        "ant/tall.png": (40, 80),
+        "ant/phone.jpg": (60, 40),
+        "ant/small.jpg": (60, 40),
+    }
+    assert found["ant/small.jpg"] == files["small.jpg"]
+    expected = transforms.resize(transforms.decode(files["wide.jpg"]), 40, 60, "bicubic")
+    difference = transforms.decode(found["ant/wide.jpg"]) - np.asarray(expected, float)
+    assert np.abs(difference).mean() < 2
+    assert transforms.decode(found["ant/phone.jpg"], exif_orientation=True).shape == (60, 40, 3)
+    split = read_report(tmp_path / "out")["splits"]["train"]
+    assert (split["resized"], split["images"], len(split["left_out"])) == (3, 4, 1)
+    assert "3 resized" in capsys.readouterr().out
+    assert "short side of 40 pixels" in open_folder(tmp_path / "out").info.description
+
+
+def test_another_size_is_noticed(source, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert prepare(source, output, "--size=4") == 0
+    capsys.readouterr()
+    assert prepare(source, output, "--size=4") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    for options in (["--size=20"], []):
+        assert prepare(source, output, *options) == 1
+        message = capsys.readouterr().err
+        assert f"{output} is already there, prepared with --size=4: type the same" in message
+    # The stored files are others, and the source's have not changed all the same.
+    (output / REPORT).unlink()
+    dataset_report = {"short_side": 4}
+    (output / REPORT).write_text(json.dumps(dataset_report))
+    assert prepare(source, output, "--size=4") == 0
+    put(source / "bee" / "3.png", small_dataset.png(1))
+    assert prepare(source, output, "--size=4") == 1
+    assert "changed: 1 images, the first bee/3.png" in capsys.readouterr().err
+
+
+def test_going_on_with_another_size_is_refused(source, tmp_path, monkeypatch, capsys):
+    def fails(*arguments):
+        raise OSError("stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "write", fails)
+        assert prepare(source, tmp_path / "out", "--size=4") == 1
+    capsys.readouterr()
+    assert prepare(source, tmp_path / "out") == 1
+    assert "begun with other images or options" in capsys.readouterr().err
+    assert prepare(source, tmp_path / "out", "--size=4") == 0

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from cotnet_jax.data.dataset_folder import open_folder
 from cotnet_jax.data.prepare.listing import ImageFile
 from cotnet_jax.data.prepare.plan import Plan
-from cotnet_jax.data.prepare.shards import convert
+from cotnet_jax.data.prepare.shards import Stored, convert
 from cotnet_jax.data.sources import TfdsSource
 from cotnet_jax.data.transforms import DecodeError
 
@@ -69,12 +69,11 @@ def _compare(plan: Plan, report: Mapping[str, Any]) -> dict[str, set[str]]:
                 image = wanted.get(key)
                 if image and (
                     source.class_names[element["label"]] != classes[image.label]
-                    or element["image"] != Path(image.file).read_bytes()
+                    or element["image"] != _stored(image, plan)
                 ):
                     changed.add(key)
     for key in left_out & wanted.keys():
-        _, error = convert(Path(wanted[key].file).read_bytes(), plain_jpeg=False, check=True)
-        if not error:
+        if not _convert(wanted[key], plan, check=True).error:
             changed.add(key)
     new, gone = _names(wanted.keys() - there), _names(there - wanted.keys())
     moved = new & gone
@@ -84,6 +83,14 @@ def _compare(plan: Plan, report: Mapping[str, Any]) -> dict[str, set[str]]:
         "changed": _names(changed),
         "in another split": moved,
     }
+
+
+def _stored(image: ImageFile, plan: Plan) -> bytes:
+    return _convert(image, plan, check=False).data
+
+
+def _convert(image: ImageFile, plan: Plan, *, check: bool) -> Stored:
+    return convert(Path(image.file).read_bytes(), False, check, plan.short_side)
 
 
 def _names(keys: Iterable[tuple[str, str]]) -> set[str]:

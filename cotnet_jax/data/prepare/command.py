@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cotnet_jax import files
 from cotnet_jax.data import imagenet
@@ -46,6 +46,7 @@ def prepare(
     checksums: bool,
     validation: float = 0.0,
     layout: str = "",
+    short_side: int = 0,
 ) -> None:
     """Write a dataset and print its report; do nothing if the dataset is there already.
 
@@ -58,6 +59,7 @@ def prepare(
       checksums: compare the official tar files with their SHA-256.
       validation: fraction of a folder's images for a split "validation"; 0 makes none.
       layout: as in ``list_folder``.
+      short_side: resize images whose short side is longer to this; 0 resizes none.
 
     Raises:
       SourceError: the source is not as expected.
@@ -80,10 +82,19 @@ def prepare(
 
     def make_plan(pool: Executor) -> _Planned:
         if is_imagenet:
-            return _plan_imagenet(source, folder, pool)
-        return _plan_folder(source, folder, pool, validation=validation, layout=layout, check=check)
+            return _plan_imagenet(source, folder, pool, short_side=short_side)
+        return _plan_folder(
+            source,
+            folder,
+            pool,
+            validation=validation,
+            layout=layout,
+            check=check,
+            short_side=short_side,
+        )
 
     if _is_there(folder):
+        _refuse_other_size(folder, short_side)
         if not is_imagenet:
             _refuse_changes(make_plan, source)
         print(f"{folder} is already there; nothing to do.")
@@ -95,6 +106,7 @@ def prepare(
     busy, advice = f"another process prepares {folder}", "choose another --output"
     with files.FolderLock(files.lock_file_beside(folder), busy, advice):
         if _is_there(folder):
+            _refuse_other_size(folder, short_side)
             print(f"{folder} is already there; nothing to do.")
             return
         # Spawned because forking a process that has threads may hang.
@@ -130,16 +142,31 @@ def _is_there(folder: Path) -> bool:
     return True
 
 
+def _read_report(folder: Path) -> dict[str, Any]:
+    """Return the report of a dataset; {} if it is lost."""
+    try:
+        return json.loads((folder / report.FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _refuse_other_size(folder: Path, short_side: int) -> None:
+    """Raise PrepareError if a dataset's images have another size than is wanted now."""
+    there = _read_report(folder).get("short_side", 0)
+    if there == short_side:
+        return
+    same = f"with --size={there}" if there else "without --size"
+    raise dataset.PrepareError(
+        f"{folder} is already there, prepared {same}: type the same, or choose another --output"
+    )
+
+
 def _refuse_changes(make_plan: Callable[[Executor], "_Planned"], source: Path) -> None:
     """Raise PrepareError if a dataset was made of other images than the source has now."""
     # Listing is all there is to do: threads, which are there at once, are fast enough for it.
     with ThreadPoolExecutor() as pool:
         plan, _, _ = make_plan(pool)
-    try:
-        before = json.loads((plan.output / report.FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
-    changes = find_changes(plan, before)
+    changes = find_changes(plan, _read_report(plan.output))
     if changes:
         listed = "\n  ".join(changes)
         raise dataset.PrepareError(
@@ -148,11 +175,13 @@ def _refuse_changes(make_plan: Callable[[Executor], "_Planned"], source: Path) -
         )
 
 
-def _plan_imagenet(source: Path, folder: Path, pool: Executor) -> _Planned:
+def _plan_imagenet(source: Path, folder: Path, pool: Executor, *, short_side: int) -> _Planned:
     copy = find_tfrecord_copy(source)
     if copy:
         counts = {split: info.num_examples for split, info in copy.info.splits.items()}
-        return _Planned(plan_copy(copy, folder), count_differences(counts), [])
+        return _Planned(
+            plan_copy(copy, folder, short_side=short_side), count_differences(counts), []
+        )
     listing = list_imagenet(source, pool)
     plan = plan_images(
         imagenet.NAME,
@@ -163,12 +192,20 @@ def _plan_imagenet(source: Path, folder: Path, pool: Executor) -> _Planned:
         plain_jpeg=True,
         # The official set has all of its images, whatever they are.
         leave_out=False,
+        short_side=short_side,
     )
     return _Planned(plan, listing.differences, listing.archives)
 
 
 def _plan_folder(
-    source: Path, folder: Path, pool: Executor, *, validation: float, layout: str, check: bool
+    source: Path,
+    folder: Path,
+    pool: Executor,
+    *,
+    validation: float,
+    layout: str,
+    check: bool,
+    short_side: int,
 ) -> _Planned:
     listing = list_folder(source, pool, layout)
     if validation:
@@ -180,5 +217,6 @@ def _plan_folder(
         shards.image_features(listing.class_names, jpeg=False),
         plain_jpeg=False,
         leave_out=check,
+        short_side=short_side,
     )
     return _Planned(plan, listing.differences, [])

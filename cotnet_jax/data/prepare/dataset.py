@@ -75,6 +75,7 @@ def write_dataset(plan: Plan, pool: Executor, check: bool) -> dict[Shard, ShardR
                 plan.plain_jpeg,
                 check,
                 plan.leave_out,
+                plan.short_side,
             ): shard
             for shard in missing
         }
@@ -136,6 +137,7 @@ def finish(
             for split, shards in by_split.items()
         ],
         supervised_keys=("image", "label"),
+        description=report.describe_size(plan.short_side),
         check_data=False,
     )
     files.write_whole(folder / report.FILE_NAME, json.dumps(report_contents, indent=2) + "\n")
@@ -153,7 +155,8 @@ def _problem(path: Path, length: int) -> str:
 
 
 def _check_space(plan: Plan, results: Mapping[Shard, ShardResult]):
-    if len(results) == len(plan.shards):
+    # How much smaller resized images are is not known before.
+    if len(results) == len(plan.shards) or plan.short_side:
         return
     needed = plan.num_bytes - sum(result.num_bytes for result in results.values())
     free = shutil.disk_usage(plan.incomplete).free
@@ -170,6 +173,8 @@ def _read_progress(plan: Plan, check: bool) -> dict[Shard, ShardResult]:
     head = {"fingerprint": plan.fingerprint, "check": check}
     if plan.leave_out:
         head["leave_out"] = True
+    if plan.short_side:
+        head["short_side"] = plan.short_side
     # Of a line that an interruption cut short the shard is written again.
     lines = list(files.read_json_lines(path)) if path.exists() else []
     if not lines:

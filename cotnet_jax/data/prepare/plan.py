@@ -29,8 +29,8 @@ class Plan:
       output: the final folder.
       features: TFDS features of a record.
       shards: all files.
-      num_bytes: estimated size on disk.
-      plain_jpeg, leave_out: as in ``shards.write``.
+      num_bytes: estimated size on disk, of images that are not resized.
+      plain_jpeg, leave_out, short_side: as in ``shards.write``.
       fingerprint: differs for other images, which an interrupted run must not be continued with.
     """
 
@@ -43,6 +43,7 @@ class Plan:
     plain_jpeg: bool
     leave_out: bool
     fingerprint: str
+    short_side: int = 0
 
     @property
     def incomplete(self) -> Path:
@@ -59,6 +60,7 @@ def plan_images(
     *,
     plain_jpeg: bool,
     leave_out: bool,
+    short_side: int = 0,
 ) -> Plan:
     """Order and divide images as TFDS does: by the hash of their names, into equal shards."""
     shards, total, fingerprint = [], 0, hashlib.sha256()
@@ -85,10 +87,11 @@ def plan_images(
         plain_jpeg=plain_jpeg,
         leave_out=leave_out,
         fingerprint=fingerprint.hexdigest(),
+        short_side=short_side,
     )
 
 
-def plan_copy(builder: tfds.core.DatasetBuilder, output: Path) -> Plan:
+def plan_copy(builder: tfds.core.DatasetBuilder, output: Path, *, short_side: int = 0) -> Plan:
     """Plan to copy a TFDS dataset in TFRecord, shard by shard, in its own order."""
     shards, total = [], 0
     for split, info in builder.info.splits.items():
@@ -110,6 +113,7 @@ def plan_copy(builder: tfds.core.DatasetBuilder, output: Path) -> Plan:
         plain_jpeg=False,
         leave_out=False,
         fingerprint=hashlib.sha256(json.dumps(contents).encode()).hexdigest(),
+        short_side=short_side,
     )
 
 

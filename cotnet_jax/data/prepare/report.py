@@ -29,9 +29,10 @@ def make_report(
       begun: when the source was listed, in seconds since 1970.
 
     Returns:
-      {"dataset": "NAME/VERSION", "source", "begun", "fingerprint": of the plan, "classes": their
-      number, "splits", "differences"}. Each split has {"images", "bytes", "shards": numbers,
-      "images_of_class": {class: number}, empty where unknown, "reencoded": file names,
+      {"dataset": "NAME/VERSION", "source", "begun", "fingerprint", "short_side": of the plan,
+      "classes": their number, "splits", "differences"}. Each split has {"images", "bytes",
+      "shards", "resized": numbers, "images_of_class": {class: number}, empty where unknown,
+      "reencoded": file names,
       "undecodable": [index, file name, reason] each, "left_out": [file name, reason] each}.
     """
     class_names = plan.features["label"].names
@@ -43,6 +44,7 @@ def make_report(
                 "images": 0,
                 "bytes": 0,
                 "shards": 0,
+                "resized": 0,
                 "images_of_class": Counter(),
                 "reencoded": [],
                 "undecodable": [],
@@ -53,6 +55,7 @@ def make_report(
         split["images"] += shard.length - len(left_out)
         split["bytes"] += result.num_bytes
         split["shards"] += 1
+        split["resized"] += result.resized
         split["images_of_class"].update(
             class_names[image.label] for image in shard.images if image.name not in left_out
         )
@@ -64,10 +67,18 @@ def make_report(
         "source": str(source),
         "begun": begun,
         "fingerprint": plan.fingerprint,
+        "short_side": plan.short_side,
         "classes": len(class_names),
         "splits": splits,
         "differences": [*differences, *_absent_classes(splits, class_names)],
     }
+
+
+def describe_size(short_side: int) -> str:
+    """Return a sentence about the size of a dataset's images, as ``Plan.short_side``."""
+    if short_side:
+        return f"Images are resized to a short side of {short_side} pixels, or smaller."
+    return "Images have their own sizes."
 
 
 def print_report(report: Mapping[str, Any], output: Path, imagenet_dir: Path | None) -> None:
@@ -115,9 +126,10 @@ def _split_text(split: Mapping[str, Any]) -> str:
         for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
         if split["bytes"] >= size or unit == "kB"
     )
+    resized = f"{split['resized']:,} resized, " if split["resized"] else ""
     return (
         f"{split['images']:,} images{of_class}, {size:,.1f} {unit} in {split['shards']} files; "
-        f"{len(split['reencoded'])} converted to RGB JPEG, "
+        f"{resized}{len(split['reencoded'])} converted to RGB JPEG, "
         f"{len(split['undecodable']) + len(split['left_out'])} undecodable"
     )
 

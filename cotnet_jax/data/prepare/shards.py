@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import grain
 import simplejpeg
@@ -17,6 +17,7 @@ from PIL import Image
 
 from cotnet_jax.data import transforms
 from cotnet_jax.data.prepare.listing import ImageFile
+from cotnet_jax.data.prepare.shrink import shrink
 
 # As in TFDS's conversion of ImageNet's CMYK and PNG images.
 _JPEG_QUALITY = 100
@@ -49,7 +50,8 @@ class ShardResult:
 
     Attributes:
       num_bytes: size of all records together.
-      reencoded: file names of the images that were converted to RGB JPEG.
+      reencoded: file names of the images that were converted to RGB JPEG in their own size.
+      resized: number of images that were made smaller.
       undecodable: (index in the split, file name, reason) of the images that cannot be decoded and
         are stored unchanged.
       left_out: (file name, reason) of those that are not stored.
@@ -57,11 +59,28 @@ class ShardResult:
 
     num_bytes: int = 0
     reencoded: list[str] = dataclasses.field(default_factory=list)
+    resized: int = 0
     undecodable: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
     left_out: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
-def write(shard: Shard, plain_jpeg: bool, check: bool, leave_out: bool) -> ShardResult:
+class Stored(NamedTuple):
+    """What is stored for an image.
+
+    Attributes:
+      data: the compressed image.
+      error: why it cannot be decoded; "" if it can, or was not tried.
+      resized: whether it was made smaller.
+    """
+
+    data: bytes
+    error: str = ""
+    resized: bool = False
+
+
+def write(
+    shard: Shard, plain_jpeg: bool, check: bool, leave_out: bool, short_side: int = 0
+) -> ShardResult:
     """Write a shard to a temporary file and rename it.
 
     Args:
@@ -69,6 +88,7 @@ def write(shard: Shard, plain_jpeg: bool, check: bool, leave_out: bool) -> Shard
       plain_jpeg: convert what is not RGB or grey JPEG to RGB JPEG, as TFDS's imagenet2012 does.
       check: decode every image to find those that cannot be decoded.
       leave_out: do not store those.
+      short_side: resize images whose short side is longer to this; 0 resizes none.
 
     Raises:
       OSError: a file cannot be read or written, or the number of records is wrong; the shard's
@@ -79,9 +99,9 @@ def write(shard: Shard, plain_jpeg: bool, check: bool, leave_out: bool) -> Shard
     writer = ArrayRecordWriter(str(temporary), "group_size:1")
     try:
         records = (
-            _copy_records(shard, check, result)
+            _copy_records(shard, check, short_side, result)
             if shard.tfrecord
-            else _make_records(shard, plain_jpeg, check, leave_out, result)
+            else _make_records(shard, plain_jpeg, check, leave_out, short_side, result)
         )
         count = 0
         for record in records:
@@ -110,15 +130,21 @@ def image_features(class_names: Sequence[str], jpeg: bool) -> tfds.features.Feat
 
 
 def _make_records(
-    shard: Shard, plain_jpeg: bool, check: bool, leave_out: bool, result: ShardResult
+    shard: Shard,
+    plain_jpeg: bool,
+    check: bool,
+    leave_out: bool,
+    short_side: int,
+    result: ShardResult,
 ) -> Iterator[bytes]:
     """Yield the serialized examples of image files."""
     serializer = _serializer()
     with _FileReader() as reader:
         for index, image in enumerate(shard.images, shard.first):
             data = reader.read(image)
-            stored, error = convert(data, plain_jpeg, check)
-            if stored is not data:
+            stored, error, resized = convert(data, plain_jpeg, check, short_side)
+            result.resized += resized
+            if stored is not data and not resized:
                 result.reencoded.append(image.name)
             if error and leave_out:
                 result.left_out.append((image.name, error))
@@ -130,9 +156,11 @@ def _make_records(
             yield serializer.get_tf_example(example).SerializeToString(deterministic=True)
 
 
-def _copy_records(shard: Shard, check: bool, result: ShardResult) -> Iterator[bytes]:
+def _copy_records(
+    shard: Shard, check: bool, short_side: int, result: ShardResult
+) -> Iterator[bytes]:
     """Yield the records of a TFRecord file, which are serialized examples of the same format."""
-    parser = _parser()
+    parser, serializer = _parser(), _serializer()
     records = iter(grain.experimental.TFRecordIterDataset(shard.tfrecord))
     for index in itertools.count(shard.first):
         try:
@@ -144,30 +172,36 @@ def _copy_records(shard: Shard, check: bool, result: ShardResult) -> Iterator[by
                 f"{shard.tfrecord}, record {index - shard.first}: the file is damaged or its copy "
                 "is incomplete"
             ) from error
-        if check:
+        if check or short_side:
             example = parser.parse_example(record)
-            _, decode_error = convert(example["image"], plain_jpeg=False, check=True)
-            if decode_error:
+            stored = convert(example["image"], False, check, short_side)
+            if stored.error:
                 name = example["file_name"].decode()
-                result.undecodable.append((index, name, decode_error))
+                result.undecodable.append((index, name, stored.error))
+            if stored.resized:
+                result.resized += 1
+                smaller = serializer.get_tf_example({**example, "image": stored.data})
+                record = smaller.SerializeToString(deterministic=True)
         yield record
 
 
-def convert(data: bytes, plain_jpeg: bool, check: bool) -> tuple[bytes, str]:
-    """Return the bytes to store for an image, and why it cannot be decoded ("" if it can)."""
+def convert(data: bytes, plain_jpeg: bool, check: bool, short_side: int = 0) -> Stored:
+    """Return what to store for an image; the arguments are those of ``write``."""
     convert = plain_jpeg and not _is_plain_jpeg(data)
-    if not (convert or check):
-        return data, ""
+    if not (convert or check or short_side):
+        return Stored(data)
     try:
-        image = transforms.decode(data)
+        image, orientation = transforms.decode_as_stored(data)
+        if 0 < short_side < min(image.shape[:2]):
+            return Stored(shrink(image, short_side, orientation), resized=True)
         if not convert:
-            return data, ""
+            return Stored(data)
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     # Sides above 65,535 pixels cannot be stored as JPEG.
     except (transforms.DecodeError, MemoryError, OSError) as error:
-        return data, str(error) or "not enough memory"
-    return file.getvalue(), ""
+        return Stored(data, str(error) or "not enough memory")
+    return Stored(file.getvalue())
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
