@@ -204,6 +204,7 @@ UNCHECKED = {
     "init_from",
     "accept_classes",
     "data.balanced_sampling",
+    "data.scaled_decoding",
     "data.exif_orientation",
     "model.sync_batch_norm",
     "ema.warmup",

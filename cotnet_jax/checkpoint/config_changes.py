@@ -55,6 +55,7 @@ CLASSES: Mapping[str, Change] = {
     "data.interpolation": Change.MEANING,
     "data.mean": Change.MEANING,
     "data.std": Change.MEANING,
+    "data.scaled_decoding": Change.MEANING,
     "data.balanced_sampling": Change.MEANING,
     # The batches are the same for any number of threads and processes.
     "data.num_threads": Change.FREE,

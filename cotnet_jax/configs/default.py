@@ -92,6 +92,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Per-channel mean and standard deviation of the input, on the 0..1 scale.
     data.mean = (0.485, 0.456, 0.406)
     data.std = (0.229, 0.224, 0.225)
+    # True: training decodes a JPEG at 1/2, 1/4 or 1/8 of its size where the crop is at least 2, 4,
+    # or 8 times as large as image_size: large photos in a fraction of the time, with pixels that
+    # are a little different. Evaluation decodes in full.
+    data.scaled_decoding = False
     # True: every class comes equally often in an epoch, however many images it has; the epoch is as
     # long as without. Labels are read once, at the start.
     data.balanced_sampling = False

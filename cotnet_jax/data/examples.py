@@ -10,8 +10,9 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from PIL import Image
 
-from cotnet_jax.data import randaugment, transforms
+from cotnet_jax.data import randaugment, scaled_decoding, transforms
 from cotnet_jax.data.labels import check_label
 from cotnet_jax.data.sources import Source
 from cotnet_jax.data.undecodable import UndecodableError
@@ -35,9 +36,15 @@ class TrainExample:
     def __init__(self, source: Source, config: ml_collections.ConfigDict):
         self._source = source
         self._split = config.data.train_split
-        self._decode = _decoder(source, config.data)
-        self._size = config.data.image_size
-        self._interpolation = config.data.interpolation
+        self._crop: Callable[..., Image.Image] = functools.partial(
+            scaled_decoding.random_resized_crop,
+            size=config.data.image_size,
+            scaled=config.data.scaled_decoding,
+            scale=config.augment.scale,
+            ratio=config.augment.ratio,
+            interpolation=config.data.interpolation,
+            **_decoding(source, config.data),
+        )
         self._mean, self._std = tuple(config.data.mean), tuple(config.data.std)
         # Plain values, read once: attribute access on a ConfigDict costs more than a flip.
         self._settings = dict(config.augment)
@@ -60,7 +67,7 @@ class TrainExample:
                 element = self._source[record]
                 image = element["image"]
                 if isinstance(image, bytes):
-                    image = self.augment(self._decode(image), rng)
+                    image = self.augment(image, rng)
             except (transforms.DecodeError, MemoryError) as error:
                 last_error = error
                 continue
@@ -71,25 +78,21 @@ class TrainExample:
             f"{last_error}"
         )
 
-    def augment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Crop, flip, apply RandAugment (unless the device does) or colour jitter, and erase.
+    def augment(self, image: bytes, rng: np.random.Generator) -> np.ndarray:
+        """Decode, crop, flip, apply RandAugment, unless the device does, or colour jitter; erase.
 
         Args:
-          image: uint8 [H, W, 3].
+          image: the compressed image.
           rng: source of all randomness.
 
         Returns:
           uint8 [S, S, 3].
+
+        Raises:
+          DecodeError: the image cannot be decoded.
         """
         settings = self._settings
-        pil_image = transforms.random_resized_crop(
-            image,
-            self._size,
-            rng,
-            scale=settings["scale"],
-            ratio=settings["ratio"],
-            interpolation=self._interpolation,
-        )
+        pil_image = self._crop(image, rng=rng)
         pil_image = transforms.random_flip(pil_image, rng, settings["flip"])
         if self._randaugment:
             pil_image = self._randaugment(pil_image, rng)
@@ -129,7 +132,9 @@ class EvalExample:
     ):
         self._source = source
         self._split = config.data.eval_split
-        self._decode = _decoder(source, config.data)
+        self._decode: Callable[[bytes], np.ndarray] = functools.partial(
+            transforms.decode, **_decoding(source, config.data)
+        )
         self._fields = example_fields or {}
         self._size = config.data.image_size
         self._crop = config.data.crop
@@ -170,12 +175,12 @@ def file_name_of(element: Mapping[str, Any] | None) -> np.ndarray:
     return np.asarray(element["file_name"] if element else "")
 
 
-def _decoder(source: Source, data: ml_collections.ConfigDict) -> Callable[[bytes], np.ndarray]:
-    """Return ``transforms.decode`` with the limit and the EXIF orientation of config.data."""
+def _decoding(source: Source, data: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return ``transforms.decode``'s options: the limit and the EXIF orientation of config.data."""
     exif = data.exif_orientation
     if exif is None:
         exif = getattr(source, "exif_orientation", False)
-    return functools.partial(transforms.decode, max_pixels=data.max_pixels, exif_orientation=exif)
+    return {"max_pixels": data.max_pixels, "exif_orientation": exif}
 
 
 def _example(image: np.ndarray, label: int, undecodable: int) -> Example:

@@ -35,6 +35,10 @@ _JPEG_START = b"\xff\xd8"
 # The marker of a JPEG's metadata, and bytes that are sooner searched for it than opened by Pillow.
 _APP1 = b"\xff\xe1"
 _SMALL_FILE = 16_384
+# EXIF orientations whose images are turned upright by exchanging rows and columns and, then, by
+# reversing their order.
+_EXCHANGED = (5, 6, 7, 8)
+ROWS_REVERSED, COLUMNS_REVERSED = (3, 4, 7, 8), (2, 3, 6, 7)
 _CROP_ATTEMPTS = 10
 # Longer images, in multiples of the short side, are cropped before they are resized.
 _LONG = 16
@@ -69,11 +73,15 @@ def decode(
     image, orientation = decode_as_stored(
         data, max_pixels=max_pixels, exif_orientation=exif_orientation
     )
-    return _upright(image, orientation)
+    return upright(image, orientation)
 
 
 def decode_as_stored(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, exif_orientation: bool = True
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    exif_orientation: bool = True,
+    factor: int = 1,
 ) -> tuple[np.ndarray, int]:
     """Decode an image as ``decode`` does, without turning it.
 
@@ -81,6 +89,8 @@ def decode_as_stored(
       data: the whole compressed file.
       max_pixels: as in ``decode``.
       exif_orientation: look for the orientation.
+      factor: 2, 4 or 8 decode a JPEG to sides of ceil(side / factor); other formats, and JPEGs that
+        Pillow has to decode, keep their size.
 
     Returns:
       (uint8 [H, W, 3], the EXIF orientation, 1 to 8, that is left to apply). It is 1, upright,
@@ -90,7 +100,7 @@ def decode_as_stored(
       DecodeError: as ``decode``.
     """
     try:
-        image = _decode_jpeg(data, max_pixels) if data[:2] == _JPEG_START else None
+        image = _decode_jpeg(data, max_pixels, factor) if data[:2] == _JPEG_START else None
         if image is None:
             return _decode_by_pillow(data, max_pixels, exif_orientation)
         return image, _jpeg_orientation(data) if exif_orientation else 1
@@ -110,18 +120,55 @@ def decode_as_stored(
         raise DecodeError(f"cannot decode an image of {len(data)} bytes: {error}") from error
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """Return the pixels, or None where Pillow should try."""
+class JpegHeader(NamedTuple):
+    """What a JPEG's header says.
+
+    Attributes:
+      height, width: in pixels, of the image that ``decode`` gives.
+      orientation: the EXIF orientation that it applies, 1 to 8.
+    """
+
+    height: int
+    width: int
+    orientation: int
+
+
+def read_jpeg_header(data: bytes, max_pixels: int, exif_orientation: bool) -> JpegHeader | None:
+    """Return the header of a JPEG; None for other formats, and JPEGs that only Pillow decodes.
+
+    Raises:
+      DecodeError: the image is too large.
+    """
+    size = _jpeg_size(data, max_pixels) if data[:2] == _JPEG_START else None
+    if size is None:
+        return None
+    orientation = _jpeg_orientation(data) if exif_orientation else 1
+    height, width = size[::-1] if orientation in _EXCHANGED else size
+    return JpegHeader(height, width, orientation)
+
+
+def _jpeg_size(data: bytes, max_pixels: int) -> tuple[int, int] | None:
+    """Return the (height, width) as stored, or None where Pillow should try."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
     _check_size(width, height, max_pixels)
     # simplejpeg's CMYK is one level off Pillow's.
-    if colorspace in ("CMYK", "YCCK"):
+    return None if colorspace in ("CMYK", "YCCK") else (height, width)
+
+
+def _decode_jpeg(data: bytes, max_pixels: int, factor: int) -> np.ndarray | None:
+    """Return the pixels, or None where Pillow should try."""
+    size = _jpeg_size(data, max_pixels)
+    if size is None:
         return None
+    # simplejpeg takes the smallest of libjpeg-turbo's scales that is as large as this.
+    least = [-(-side // factor) for side in size] if factor > 1 else [0, 0]
     try:
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        return simplejpeg.decode_jpeg(
+            data, colorspace="RGB", min_height=least[0], min_width=least[1]
+        )
     except ValueError:
         return None
 
@@ -166,7 +213,7 @@ def _orientation(pil_image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     """Turn an image by its EXIF orientation (CIPA DC-008, 4.6.5.1.6); other values change nothing.
 
     Args:
@@ -174,11 +221,11 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
       orientation: 2, 4: mirrored left to right, top to bottom; 3: turned by 180 degrees; 5 to 8:
         rows and columns exchanged.
     """
-    if orientation in (5, 6, 7, 8):
+    if orientation in _EXCHANGED:
         image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
+    if orientation in ROWS_REVERSED:
         image = image[::-1]
-    if orientation in (2, 3, 6, 7):
+    if orientation in COLUMNS_REVERSED:
         image = image[:, ::-1]
     return np.ascontiguousarray(image)
 
@@ -207,6 +254,33 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> Im
     if pil_image.height != height:
         pil_image = pil_image.resize((width, height), resample)
     return pil_image
+
+
+def resize_box(
+    image: np.ndarray, box: Sequence[float], size: int, interpolation: str
+) -> Image.Image:
+    """Resize a box whose borders lie between pixels, as ``resize`` does a whole image.
+
+    Args:
+      image: uint8 [H, W, 3].
+      box: (top, left, height, width) in pixels, with fractions.
+      size: side of the result in pixels.
+      interpolation: "bicubic" or "bilinear".
+
+    Returns:
+      RGB image of size x size.
+    """
+    resample = _filter(interpolation)
+    top, left, height, width = box
+    y, x = math.floor(top), math.floor(left)
+    part = image[y : math.ceil(top + height), x : math.ceil(left + width)]
+    # Where halves were rounded up, the box may end a little behind the last pixel.
+    bottom, right = min(top + height - y, part.shape[0]), min(left + width - x, part.shape[1])
+    pil_image = Image.fromarray(part)
+    pil_image = pil_image.resize(
+        (size, pil_image.height), resample, box=(left - x, 0, right, pil_image.height)
+    )
+    return pil_image.resize((size, size), resample, box=(0, top - y, size, bottom))
 
 
 def _filter(interpolation: str) -> Image.Resampling:

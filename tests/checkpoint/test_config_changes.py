@@ -69,6 +69,7 @@ REFUSED = {
     "data.interpolation": "bilinear",
     "data.mean": (0.5, 0.5, 0.5),
     "data.std": (0.5, 0.5, 0.5),
+    "data.scaled_decoding": True,
     "data.balanced_sampling": True,
     "data.max_pixels": 1000,
     "data.exif_orientation": True,
