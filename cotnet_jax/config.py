@@ -106,7 +106,7 @@ RANGES = {
     "data.interpolation": one_of("bicubic", "bilinear"),
     "data.mean": three_numbers(),
     "data.std": three_positive_numbers(),
-    "data.num_threads": at_least(1),
+    "data.num_threads": at_least(0),
     "data.num_workers": at_least(-1),
     "data.prefetch": at_least(1),
     "data.max_undecodable": between(0, 1),

@@ -147,7 +147,7 @@ BAD = {
     "data.interpolation": "nearest",
     "data.mean": (0.5,),
     "data.std": (0.5, 0.5, 0.0),
-    "data.num_threads": 0,
+    "data.num_threads": -1,
     "data.num_workers": -2,
     "data.prefetch": 0,
     "data.max_undecodable": 1.1,

@@ -99,11 +99,12 @@ def get_config() -> ml_collections.ConfigDict:
     # True: every class comes equally often in an epoch, however many images it has; the epoch is as
     # long as without. Labels are read once, at the start.
     data.balanced_sampling = False
-    # Decoding threads in each process, and decoding processes (0: threads only, -1: one per core).
-    # Instead of more than 4 threads use processes: between images only one thread can run Python.
-    # Evaluation has as many of its own, which wait between two evaluations.
-    data.num_threads = 16
-    data.num_workers = 0
+    # Decoding processes (0: the main process alone) and threads of each. -1 and 0 choose: on more
+    # than 4 cores a process for each, since between images only one thread of a process can run
+    # Python; on fewer cores threads. Evaluation has as many of its own, which wait between two
+    # evaluations.
+    data.num_workers = -1
+    data.num_threads = 0
     # Batches prepared ahead of the device.
     data.prefetch = 2
     # A run stops when more than this fraction of its images cannot be decoded.

@@ -19,7 +19,6 @@ def get_config():
     config.model.drop_path_rate = 0.0
     config.finetune.new_head = True
     config.finetune.rate_multipliers = "head=10"
-    config.data.num_threads = 4
 
     # Weak augmentation: few images are seen for a short time.
     config.augment.scale = (0.5, 1.0)

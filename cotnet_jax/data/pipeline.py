@@ -5,7 +5,6 @@ of threads, worker processes or hosts, nor on interruptions. To resume after ste
 the stream that starts at step s.
 """
 
-import os
 from collections.abc import Generator, Sequence
 
 import grain
@@ -14,12 +13,10 @@ import numpy as np
 
 from cotnet_jax.data.examples import EvalExample, ExampleFields, TrainExample
 from cotnet_jax.data.labels import BalancedOrder, read_labels
+from cotnet_jax.data.parallelism import choose_parallelism
 from cotnet_jax.data.sources import Source, open_source
 from cotnet_jax.data.undecodable import Batch, limit_undecodable
 from cotnet_jax.data.workers import StartTogether, exit_with_main_process, read_with_workers
-
-# Largest number of images that a thread makes at a time.
-_MAX_PART = 16
 
 
 def steps_per_epoch(config: ml_collections.ConfigDict, source: Source | None = None) -> int:
@@ -142,13 +139,6 @@ def steps_per_pass(config: ml_collections.ConfigDict, source: Source) -> int:
     return -(-len(source) // config.eval.batch_size)
 
 
-def available_cores() -> int:
-    """Return how many cores this process may use; containers and schedulers can limit them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class _Rows(grain.MapDataset):
     """The rows of one process in every global batch, from a given step on."""
 
@@ -177,23 +167,22 @@ def _read(
 def _batches(
     examples: grain.MapDataset, rows: int, data: ml_collections.ConfigDict
 ) -> grain.IterDataset:
-    # Threads and workers make a batch in parts, so that none waits for a whole batch of another. A
-    # part has several images because Grain takes 0.2 ms to hand over a part of any size.
-    part = max(size for size in range(1, _MAX_PART + 1) if rows % size == 0)
-    workers = available_cores() if data.num_workers < 0 else data.num_workers
-    parts_ahead = max(data.num_threads, data.prefetch * rows // (part * max(1, workers)))
-    parts = examples.batch(part, drop_remainder=True).to_iter_dataset(
-        grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=parts_ahead)
+    chosen = choose_parallelism(data, rows)
+    ahead = chosen.parts_ahead
+    parts = examples.batch(chosen.part, drop_remainder=True).to_iter_dataset(
+        grain.ReadOptions(num_threads=chosen.threads, prefetch_buffer_size=ahead)
     )
-    if workers:
+    if chosen.workers:
         # Worker w makes parts w, w + workers, ..., and they are read in turn: the same stream.
         parts = parts.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=parts_ahead),
+            grain.MultiprocessingOptions(num_workers=chosen.workers, per_worker_buffer_size=ahead),
             worker_init_fn=exit_with_main_process,
         )
         parts = StartTogether(parts)
-    batches = parts.batch(rows // part, drop_remainder=True, batch_fn=_join)
-    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=data.prefetch)
+    batches = parts.batch(rows // chosen.part, drop_remainder=True, batch_fn=_join)
+    return grain.experimental.ThreadPrefetchIterDataset(
+        batches, prefetch_buffer_size=chosen.batches_ahead
+    )
 
 
 def _join(parts: Sequence[Batch]) -> Batch:

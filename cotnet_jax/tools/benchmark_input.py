@@ -27,6 +27,7 @@ from PIL import Image
 from cotnet_jax.configs import default
 from cotnet_jax.data import imagenet, pipeline, randaugment, transforms
 from cotnet_jax.data.examples import TrainExample
+from cotnet_jax.data.parallelism import available_cores
 from cotnet_jax.data.sources import DatasetError, Element, Source, open_source
 
 _RECIPE = "rand-m15-mstd0.5-n2"
@@ -93,7 +94,7 @@ def main():
     else:
         source = fake = FakeJpegs(256, imagenet.NUM_IMAGES["train"], args.quality)
         print(f"fake {_WIDTH}x{_HEIGHT} JPEGs of {fake.mean_bytes() / 1000:.0f} kB, in memory")
-    cores = pipeline.available_cores()
+    cores = available_cores()
     print(f"{cores} cores, batch {args.batch_size}, {args.seconds:g} s per row\n")
     print(f"{'':34} {'threads':>7} {'workers':>7} {'images/s':>9} {'a core':>7} {'of bare':>7}")
     for recipe, title in (_AUGMENTS[name] for name in args.augment):
@@ -114,7 +115,7 @@ def main():
 
 
 def _parse() -> argparse.Namespace:
-    cores = pipeline.available_cores()
+    cores = available_cores()
     powers = [2**power for power in range(cores.bit_length()) if 2**power <= cores]
     default = sorted({*powers, cores})
 
@@ -228,7 +229,7 @@ def _one_bare_loop(source: Source, config: dict, seconds: float, barrier) -> flo
 def _row(title: str, threads: int, workers: int, bare: dict[int, float], rate: float | None = None):
     parallel = max(threads, workers)
     rate = bare[parallel] if rate is None else rate
-    cores = min(parallel, pipeline.available_cores())
+    cores = min(parallel, available_cores())
     print(
         f"{title:34} {threads:7} {workers:7} {rate:9.0f} {rate / cores:7.0f} "
         f"{rate / bare[parallel]:7.2f}",

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.data.parallelism import choose_parallelism
 from cotnet_jax.models.stages import split_by_stage
 from cotnet_jax.training.setup import TrainSetup
 
@@ -34,6 +35,7 @@ def start_summary(setup: TrainSetup, params: Mapping[str, Any], workdir: Workdir
         "Classes": f"{setup.model.num_classes:,}",
         "Images": f"{len(setup.train_source):,} to train ({config.data.train_split}), "
         f"{len(setup.eval.eval_source):,} to evaluate ({config.data.eval_split}), {side} x {side}",
+        "Input": _input(setup),
         "Steps": f"{setup.total_steps:,} of {config.batch_size:,} images, "
         f"{setup.steps_per_epoch:,} an epoch; evaluated every {setup.steps_per_eval:,}",
         "Schedule": f"learning rate {rates[0]:.4g}, {rates[peak]:.4g} from {unit} {peak + 1} of "
@@ -43,6 +45,18 @@ def start_summary(setup: TrainSetup, params: Mapping[str, Any], workdir: Workdir
         "Curves": f"tensorboard --logdir={workdir.tensorboard}",
     }
     return "\n".join(f"{name + ':' * bool(name):10}{text}" for name, text in rows.items())
+
+
+def _input(setup: TrainSetup) -> str:
+    config, processes = setup.config, jax.process_count()
+    rows = [size // processes for size in (config.batch_size, config.eval.batch_size)]
+    made_by = [choose_parallelism(config.data, number) for number in rows]
+    num_bytes = sum(
+        each.num_bytes(number, config.data.image_size)
+        for each, number in zip(made_by, rows, strict=True)
+    )
+    train, evaluation = made_by
+    return f"{train} to train, {evaluation} to evaluate, about {num_bytes / 1e9:.1f} GB of memory"
 
 
 def _size(tree: Any) -> int:

@@ -19,6 +19,7 @@ from cotnet_jax.training import extras
 from cotnet_jax.training.compiling import say_while_compiling
 from cotnet_jax.training.early_stopping import EarlyStopping
 from cotnet_jax.training.evaluate import EvalLoop, PredictionsError
+from cotnet_jax.training.input_limit import InputLimit
 from cotnet_jax.training.metric_writer import MetricWriter, read_metrics
 from cotnet_jax.training.profiler import Profiler
 from cotnet_jax.training.progress import Progress
@@ -111,6 +112,7 @@ class Trainer:
             steps_per_eval=setup.steps_per_eval,
             start_step=first_step,
         )
+        self._input_limit = InputLimit(setup.config, setup.config.batch_size // jax.process_count())
         self._profiler = self._stack.enter_context(
             Profiler(
                 self.workdir.tensorboard,
@@ -175,6 +177,7 @@ class Trainer:
         line = self._progress.after_step({**metrics, "learning_rate": learning_rate})
         if line:
             self._check_steps()
+            self._input_limit.after_line(line.get("data_wait_share", 0.0))
             config = self.setup.config
             line |= extras.measured(config.log.extras, line, config.batch_size)
             self._write(self.step, line)

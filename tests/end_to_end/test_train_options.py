@@ -18,6 +18,7 @@ from cotnet_jax.data import pipeline
 from cotnet_jax.distributed import sharding
 from cotnet_jax.training import evaluate, loop, setup
 from cotnet_jax.training import state as train_state
+from cotnet_jax.training.input_limit import InputLimit
 from cotnet_jax.training.metric_writer import read_metrics
 from cotnet_jax.training.optimizer import ema_step_size_schedule, make_optimizer
 from cotnet_jax.training.profiler import Profiler
@@ -178,12 +179,16 @@ def config(monkeypatch):
     return short_digits_config()
 
 
-def test_a_run_evaluated_by_steps(config, tmp_path):
+def test_a_run_evaluated_by_steps(config, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(InputLimit, "after_line", lambda limit, share: waited.append(share))
+    config.log_every_steps = 6
     config.steps_per_eval = 5
     config.checkpoint.keep_best = 3
     figures = loop.train(config, tmp_path)
     metrics = read_metrics(tmp_path / "metrics.jsonl")
     assert [step for step in metrics if "ema_top1" in metrics[step]] == [5, 10, 12]
+    assert waited == [metrics[step]["data_wait_share"] for step in (6, 12)]
     assert metrics[12]["ema_top1"] == figures["ema_top1"]
     with open_checkpoints(Workdir(tmp_path), config, read_only=True) as checkpointer:
         assert checkpointer.all_steps() == [5, 10, 12]

@@ -37,6 +37,7 @@ def test_the_summary_fits_a_screen_and_names_what_matters(tmp_path, monkeypatch)
     assert "bn 256, conv 3,584, head 1,290" in text
     assert lines["Classes:"] == "10"
     assert lines["Images:"] == "32 to train (train[:32]), 12 to evaluate (test[:12]), 8 x 8"
+    assert lines["Input:"] == "2 threads to train, 2 threads to evaluate, about 0.0 GB of memory"
     assert lines["Steps:"] == "12 of 8 images, 4 an epoch; evaluated every 4"
     assert lines["Schedule:"] == (
         "learning rate 0.0001, 0.075 from epoch 2 of 3, 0.02501 in the last"
