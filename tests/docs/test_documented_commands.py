@@ -38,7 +38,8 @@ RUN = {
     "cotnet-export *": "",
     "cotnet-benchmark *": f"{SHORT} --variants='as configured'",
     "python -m cotnet_jax.tools.make_fake_imagenet *": "--train_per_class=1 --validation=10",
-    "python -m cotnet_jax.tools.benchmark_input *": "--seconds=1 --batch_size=8",
+    "python -m cotnet_jax.tools.benchmark_input *": "--seconds=0.2 --batch_size=8 --workers=1",
+    "python -m cotnet_jax.tools.check_randaugment": "--images=1 --size=32 --batch_size=2",
 }
 # Those that are not run here, and why.
 NOT_RUN = {

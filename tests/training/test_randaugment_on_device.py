@@ -12,6 +12,7 @@ from scipy import stats
 
 from cotnet_jax.data import randaugment as host
 from cotnet_jax.distributed import sharding
+from cotnet_jax.tools.check_randaugment import as_operations
 from cotnet_jax.training.randaugment import warps
 from cotnet_jax.training.randaugment.batch import apply_operations, randaugment_batch
 from cotnet_jax.training.randaugment.draw import NONE, Operations, draw
@@ -23,14 +24,6 @@ CASES = json.loads((GOLDENS / "randaugment.json").read_text())["cases"]
 ARRAYS = np.load(GOLDENS / "randaugment.npz")
 RECIPE = host.parse("rand-m15-mstd0.5-n2")
 NUM_DRAWN = 20_000
-
-
-def as_operations(calls):
-    return Operations(
-        op=jnp.array([host.OP_NAMES.index(call.name) for call in calls], jnp.int32),
-        value=jnp.array([call.value for call in calls], jnp.float32),
-        center_xy=jnp.array([call.center_xy for call in calls], jnp.float32),
-    )
 
 
 def assert_like_host(found, expected, calls):

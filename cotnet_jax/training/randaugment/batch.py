@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from cotnet_jax.data.randaugment import FILL, RandAugment
 from cotnet_jax.training.randaugment import blends, tables, warps
 from cotnet_jax.training.randaugment.draw import Operations, draw, is_any_of
-from cotnet_jax.training.randaugment.selected import replace_selected
 
 
 def randaugment_batch(key: jax.Array, images: jax.Array, settings: RandAugment) -> jax.Array:
@@ -51,14 +50,9 @@ def apply_operations(images: jax.Array, operations: Operations) -> jax.Array:
       uint8 [B, H, W, 3].
     """
     # An image is changed by one of these at most, so that their order has no meaning.
-    for names, apply in (
-        (tables.NAMES, tables.apply),
-        (blends.NAMES, blends.apply),
-        (warps.NAMES, warps.apply),
-    ):
-        selected = is_any_of(operations, names)
-        images = replace_selected(images, selected, apply, (images, operations))
-    return _cutout(images, operations)
+    for apply in (tables.apply, blends.apply, warps.apply, _cutout):
+        images = apply(images, operations)
+    return images
 
 
 def _cutout(images: jax.Array, operations: Operations) -> jax.Array:

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from cotnet_jax.data.randaugment import OP_NAMES
-from cotnet_jax.training.randaugment.draw import Operations
+from cotnet_jax.training.randaugment.draw import Operations, is_any_of
+from cotnet_jax.training.randaugment.selected import replace_selected
 
 NAMES = ("Color", "Sharpness")
 # Weights of red, green and blue in grey (ITU-R BT.601), in 65,536ths.
@@ -12,7 +13,12 @@ _GREY_WEIGHTS = (19595, 38470, 7471)
 
 
 def apply(images: jax.Array, operations: Operations) -> jax.Array:
-    """Apply operations of ``NAMES``; images and result uint8 [B, H, W, 3]."""
+    """Apply operations of ``NAMES``, and no others; images and result uint8 [B, H, W, 3]."""
+    selected = is_any_of(operations, NAMES)
+    return replace_selected(images, selected, _blend_each, (images, operations))
+
+
+def _blend_each(images: jax.Array, operations: Operations) -> jax.Array:
     is_color = (operations.op == OP_NAMES.index("Color"))[:, None, None, None]
     degenerate = jnp.where(is_color, to_grey(images)[..., None], _smooth(images))
     return blend(degenerate, images.astype(jnp.int32), operations.value[:, None, None, None])

@@ -18,19 +18,23 @@ _VALUES = np.arange(256)
 
 
 def apply(images: jax.Array, operations: Operations) -> jax.Array:
-    """Apply operations of ``NAMES``; images and result uint8 [B, H, W, 3]."""
+    """Apply operations of ``NAMES``, and no others; images and result uint8 [B, H, W, 3]."""
+    of_value = _tables_of_value(images, operations)[:, None]
     tables = replace_selected(
-        jnp.broadcast_to(_tables_of_value(images, operations)[:, None], (len(images), 3, 256)),
+        jnp.broadcast_to(of_value, (len(images), 3, 256)),
         is_any_of(operations, _OF_HISTOGRAM),
         _tables_of_histogram,
         (images, operations),
     )
+    return replace_selected(images, is_any_of(operations, NAMES), _look_up, (images, tables))
+
+
+def _look_up(images: jax.Array, tables: jax.Array) -> jax.Array:
+    """Return each channel's values in its own table, uint8 [B, 3, 256]."""
     places = images.astype(jnp.int32) + 256 * jnp.arange(3)
-
-    def look_up(table: jax.Array, places: jax.Array) -> jax.Array:
-        return table.reshape(-1).at[places].get(mode="promise_in_bounds")
-
-    return jax.vmap(look_up)(tables, places)
+    return jax.vmap(
+        lambda table, places: table.reshape(-1).at[places].get(mode="promise_in_bounds")
+    )(tables, places)
 
 
 def _tables_of_value(images: jax.Array, operations: Operations) -> jax.Array:
@@ -64,17 +68,24 @@ def _mean_grey(images: jax.Array) -> jax.Array:
 
 def _tables_of_histogram(images: jax.Array, operations: Operations) -> jax.Array:
     """Return the tables of AutoContrast and Equalize, uint8 [B, 3, 256]."""
-    # Counted by comparing: scattered additions to 256 places wait for each other.
-    histogram = jax.lax.map(
-        lambda value: (images == value).sum(axis=(1, 2), dtype=jnp.int32),
-        jnp.arange(256, dtype=jnp.uint8),
-        batch_size=16,
-    )
-    histogram = jnp.moveaxis(histogram, 0, -1)
+    histogram = _histograms(images)
     is_equalize = operations.op == OP_NAMES.index("Equalize")
     return jnp.where(
         is_equalize[:, None, None], _equalize_tables(histogram), _autocontrast_tables(histogram)
     )
+
+
+def _histograms(images: jax.Array) -> jax.Array:
+    """Count the values of each channel, int32 [B, 3, 256], of uint8 [B, H, W, 3].
+
+    A product of the matrices of high and of low halves: scattered additions to 256 places would
+    wait for each other. Counts below 2^24 are exact in float32.
+    """
+    high, low = (
+        jax.nn.one_hot(half, 16, dtype=jnp.bfloat16) for half in (images >> 4, images & 15)
+    )
+    counts = jnp.einsum("nhwca,nhwcb->ncab", high, low, preferred_element_type=jnp.float32)
+    return counts.astype(jnp.int32).reshape(len(images), 3, 256)
 
 
 def _equalize_tables(histogram: jax.Array) -> jax.Array:

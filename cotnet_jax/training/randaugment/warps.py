@@ -4,14 +4,20 @@ import jax
 import jax.numpy as jnp
 
 from cotnet_jax.data.randaugment import FILL, OP_NAMES
-from cotnet_jax.training.randaugment.draw import Operations
+from cotnet_jax.training.randaugment.draw import Operations, is_any_of
+from cotnet_jax.training.randaugment.selected import replace_selected
 
 NAMES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 _TAPS = (-1, 0, 1, 2)
 
 
 def apply(images: jax.Array, operations: Operations) -> jax.Array:
-    """Apply operations of ``NAMES``; images and result uint8 [B, H, W, 3]."""
+    """Apply operations of ``NAMES``, and no others; images and result uint8 [B, H, W, 3]."""
+    selected = is_any_of(operations, NAMES)
+    return replace_selected(images, selected, _warp_each, (images, operations))
+
+
+def _warp_each(images: jax.Array, operations: Operations) -> jax.Array:
     _, height, width, _ = images.shape
     return jax.vmap(_warp)(images, *_shifts(height, width, operations))
 
