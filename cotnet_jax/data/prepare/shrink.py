@@ -7,8 +7,8 @@ from PIL import ExifTags, Image
 
 from cotnet_jax.data import transforms
 
-# Of the smaller copies; a second loss on top of the one that a JPEG has already.
-_JPEG_QUALITY = 95
+# Of the smaller copies. At 95 they are 1.4 times as large and take 1.25 times as long to decode.
+_JPEG_QUALITY = 90
 _UPRIGHT = 1
 
 
