@@ -10,8 +10,9 @@ import ml_collections
 # Up to so many cores the threads of one process decode as fast as processes would: only Python's
 # own part of the work, a few percent, waits for its turn.
 _CORES_FOR_THREADS = 4
-# Threads that are chosen for each core, so that some decode while others wait for the disk.
-_THREADS_PER_CORE = 4
+# Threads that are chosen for each core, so that some decode while others wait for the disk, and the
+# most of all.
+_THREADS_PER_CORE, _MAX_THREADS = 4, 16
 # Largest number of images that a thread makes at a time.
 _MAX_PART = 16
 # Memory of a process, in bytes, without images: 233 MB were measured.
@@ -63,9 +64,10 @@ def choose_parallelism(data: ml_collections.ConfigDict, rows: int) -> Parallelis
 
     Processes, where there are more than four cores: one for each core, but no more than the batches
     that are prepared ahead give work to, twice, nor than fit into a quarter of the free memory.
+    Noise needs none.
 
     Args:
-      data: config.data; the fields num_workers, num_threads and prefetch are read.
+      data: config.data; the fields name, fake, num_workers, num_threads and prefetch are read.
       rows: images of a batch in this process.
     """
     # Parts, so that no thread waits for a whole batch of another. A part has several images because
@@ -73,11 +75,14 @@ def choose_parallelism(data: ml_collections.ConfigDict, rows: int) -> Parallelis
     part = max(size for size in range(1, _MAX_PART + 1) if rows % size == 0)
     cores = available_cores()
     workers = data.num_workers
-    if workers < 0:
+    if workers < 0 and (cores <= _CORES_FOR_THREADS or data.fake or data.name == "synthetic"):
+        workers = 0
+    elif workers < 0:
         useful = 2 * data.prefetch * rows // part
-        fitting = int(_MEMORY_SHARE * available_memory() / _PIPELINES / _PROCESS_BYTES)
-        workers = 0 if cores <= _CORES_FOR_THREADS else max(1, min(cores, useful, fitting))
-    threads = data.num_threads or (1 if workers else _THREADS_PER_CORE * cores)
+        free = min(available_memory(), cores * _PROCESS_BYTES * _PIPELINES / _MEMORY_SHARE)
+        fitting = round(_MEMORY_SHARE * free / _PIPELINES / _PROCESS_BYTES)
+        workers = max(1, min(cores, useful, fitting))
+    threads = data.num_threads or (1 if workers else min(_THREADS_PER_CORE * cores, _MAX_THREADS))
     return Parallelism(
         workers=workers,
         threads=threads,

@@ -37,8 +37,11 @@ def data_config(**fields):
         (64, 32, {}, (8, 1)),
         (64, 32, {"prefetch": 4}, (16, 1)),
         (64, 1, {"prefetch": 1}, (2, 1)),
+        # Noise takes no time to make.
+        (16, 640, {"fake": True}, (0, 16)),
+        (16, 640, {"name": "synthetic"}, (0, 16)),
         # What is given is not chosen.
-        (16, 640, {"num_workers": 0}, (0, 64)),
+        (16, 640, {"num_workers": 0}, (0, 16)),
         (16, 640, {"num_workers": 3, "num_threads": 2}, (3, 2)),
         (16, 640, {"num_threads": 2}, (16, 2)),
         (2, 640, {"num_workers": 4}, (4, 1)),
@@ -59,6 +62,11 @@ def test_processes_fit_into_a_quarter_of_the_free_memory(machine, memory, worker
     images = 640 * 2 + 640 * 3
     assert made.num_bytes(640, 224) <= workers * 0.25 * GB + images * 3 * 224**2
     assert made.num_bytes(640, 224) >= workers * 0.25 * GB + 640 * 3 * 3 * 224**2
+
+
+def test_a_system_that_does_not_tell_its_memory(machine):
+    machine(16, float("inf"))
+    assert choose_parallelism(data_config(), 640).workers == 16
 
 
 def test_names(machine):
