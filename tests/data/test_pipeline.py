@@ -38,7 +38,7 @@ def config(data_dir):
     config.data.data_dir = str(data_dir)
     config.data.train_split, config.data.eval_split = "train[:100]", "test[:45]"
     config.data.image_size = 16
-    config.data.num_threads = 2
+    config.data.num_workers, config.data.num_threads = 0, 2
     config.batch_size = 24
     config.eval.batch_size = 16
     return config

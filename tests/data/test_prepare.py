@@ -132,7 +132,8 @@ def test_report(made, from_tars):
 def imagenet_config(output):
     config = default.get_config()
     config.data.data_dir = str(output)
-    config.data.image_size, config.data.num_threads = 32, 2
+    config.data.image_size = 32
+    config.data.num_workers, config.data.num_threads = 0, 2
     config.data.max_undecodable = 0.02
     config.batch_size, config.eval.batch_size = 20, 8
     return config

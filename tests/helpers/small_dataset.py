@@ -29,7 +29,8 @@ def config_for(folder):
     config = default.get_config()
     config.data.name = str(folder)
     config.data.train_split = config.data.eval_split = "train"
-    config.data.image_size, config.data.num_threads = 8, 2
+    config.data.image_size = 8
+    config.data.num_workers, config.data.num_threads = 0, 2
     config.batch_size = config.eval.batch_size = 4
     return config
 
