@@ -1,6 +1,7 @@
 """The benchmark of the input pipeline, without its measurements."""
 
 import sys
+import time
 
 import pytest
 
@@ -11,19 +12,21 @@ from cotnet_jax.tools import benchmark_input
 @pytest.fixture
 def rates(monkeypatch):
     """Every measured configuration; the rates are 100, 101, ..."""
-    measured = []
+    measured, clocks = [], []
 
     def note(config):
         measured.append((config.augment.randaugment_on, config.data.scaled_decoding))
         return 99.0 + len(measured)
 
     monkeypatch.setattr(
-        benchmark_input, "_bare_rate", lambda source, config, processes, seconds: note(config)
+        benchmark_input,
+        "_bare_rate",
+        lambda source, config, processes, seconds, clock: clocks.append(clock) or note(config),
     )
     monkeypatch.setattr(benchmark_input, "_through_grain", lambda source, config: config)
     monkeypatch.setattr(benchmark_input, "_rate", lambda config, seconds: note(config))
     monkeypatch.setattr(benchmark_input, "_print_stages", lambda source, seconds: None)
-    return measured
+    return measured, clocks
 
 
 def run(monkeypatch, *arguments):
@@ -46,11 +49,22 @@ def test_all_modes_are_in_one_table(rates, monkeypatch, capsys):
     ]
     places = {"host": ("host", False), "device": ("device", False), "scaled": ("device", True)}
     modes = [places[mode] for mode in ("host", "device", "scaled", "device") for _ in range(4)]
-    assert rates == [*modes, *modes]
+    measured, clocks = rates
+    assert measured == [*modes, *modes]
+    assert set(clocks) == {time.perf_counter}
     # The medians of two rounds of 16 rows: 108 and more, on one or two cores.
     assert table[0][-4:] == ["1", "108", "108", "1.00"]
     assert table[2][-5:] == ["3", "0", "110", "55", "1.01"]
     assert "PSNR" in printed
+
+
+def test_processor_time_is_of_one_bare_loop_a_mode(rates, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark_input, "_PSNR_CROPS", 20)
+    run(monkeypatch, "--processor_time", "--modes=host,device")
+    measured, clocks = rates
+    assert measured == [("host", False), ("device", False)]
+    assert clocks == [time.process_time] * 2
+    assert "of processor time" in capsys.readouterr().out
 
 
 def test_smaller_copies_have_the_short_side():
