@@ -1,7 +1,9 @@
 """Crops of JPEGs that are decoded at a fraction of their size."""
 
+import contextlib
 import functools
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import ExifTags, Image
 from sklearn.datasets import load_sample_images
 
 from cotnet_jax.configs import default
-from cotnet_jax.data import scaled_decoding, transforms
+from cotnet_jax.data import pipeline, scaled_decoding, transforms
 from cotnet_jax.data.examples import TrainExample
 
 crop = functools.partial(
@@ -104,27 +106,53 @@ def test_damage_and_size_are_errors(photos):
             crop(photos[0], 32, max_pixels=1000, **options)
 
 
+class Photos:
+    """A source of these files, over and over."""
+
+    num_classes, class_names = 2, ("china", "flower")
+
+    def __init__(self, files):
+        self._files = files
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return {"image": self._files[index % len(self._files)], "label": 0, "file_name": ""}
+
+
 def test_it_is_off_in_the_recipe_and_leaves_the_random_numbers_as_they_are(photos):
-    class Photos:
-        num_classes = 1
-
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            return {"image": photos[0], "label": 0, "file_name": ""}
-
     config = default.get_config()
     assert not config.data.scaled_decoding
     config.data.image_size = 32
     config.augment.scale = (0.9, 1.0)
     made = []
     for config.data.scaled_decoding in (False, True):
-        example = TrainExample(Photos(), config)
+        example = TrainExample(Photos(photos), config)
         rng = np.random.default_rng(3)
         made.append(example(0, rng)["image"].astype(float))
-        after = rng.random()
-        made.append(after)
+        made.append(rng.random())
     assert made[1] == made[3]
     assert psnr(made[0], made[2]) > 25
     assert (made[0] != made[2]).any()
+
+
+def test_a_stream_is_the_same_for_any_threads_processes_and_first_step(photos):
+    config = default.get_config()
+    config.data.image_size, config.batch_size = 32, 4
+    config.data.scaled_decoding, config.data.num_workers = True, 0
+
+    def images(first_step, count, threads, **processes):
+        config.data.num_threads = threads
+        batches = pipeline.train_batches(
+            config, start_step=first_step, source=Photos(photos), **processes
+        )
+        with contextlib.closing(batches):
+            return [batch["image"] for batch in itertools.islice(batches, count)]
+
+    whole = images(0, 5, 1)
+    np.testing.assert_array_equal(images(2, 3, 3), whole[2:])
+    halves = [images(2, 3, 1, process_index=index, process_count=2) for index in range(2)]
+    np.testing.assert_array_equal(np.concatenate(halves, axis=1), whole[2:])
+    config.data.scaled_decoding = False
+    assert (np.array(images(0, 5, 1)) != whole).any()
