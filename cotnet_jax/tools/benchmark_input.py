@@ -52,6 +52,8 @@ _MODES: dict[str, tuple[Mapping[str, Any], str]] = {
     ),
     _SMALL: ({"augment.randaugment_on": "device"}, "the same, images stored smaller"),
 }
+# Of all fake JPEGs together: 256 of 500x375.
+_FAKE_PIXELS = 256 * 500 * 375
 # Of the crops that show what scaled decoding does to pixels: small enough for photographs of
 # 640 x 427.
 _PSNR_SIDE, _PSNR_CROPS = 112, 1000
@@ -180,7 +182,9 @@ def _sources(args: argparse.Namespace) -> dict[str, Source]:
         # A smaller copy is another folder.
         return {mode: source for mode in args.modes if mode != _SMALL}
     width, height = args.image
-    fake = FakeJpegs(256, imagenet.NUM_IMAGES["train"], args.quality, width, height)
+    # Fewer large ones: each bare loop gets a copy of all of them.
+    number = max(16, min(256, _FAKE_PIXELS // (width * height)))
+    fake = FakeJpegs(number, imagenet.NUM_IMAGES["train"], args.quality, width, height)
     print(f"fake {width}x{height} JPEGs of {fake.mean_bytes() / 1000:.0f} kB, in memory")
     sources: dict[str, Source] = dict.fromkeys(args.modes, fake)
     if _SMALL in sources:
