@@ -186,9 +186,9 @@ def test_every_image_counts_once_on_one_two_and_four_processes(
     assert len(rows[1]) == TRAIN + VALIDATION
     assert rows[1] == rows[2] == rows[4]
     assert results[1]["count"] == VALIDATION
-    # By chance 0.1 and 0.5 %.
-    assert results[1]["ema_top1"] > 3
-    assert results[1]["ema_top5"] > 10
+    # By chance 0.1 and 0.5 %. With RandAugment an epoch teaches less.
+    assert results[1]["ema_top1"] > (1 if fast else 3)
+    assert results[1]["ema_top5"] > (4 if fast else 10)
     for processes in (1, 2, 4):
         # The order of a sum shows in the last bits of a gradient, and training multiplies that.
         for name, value in results[processes].items():
