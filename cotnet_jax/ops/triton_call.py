@@ -1,5 +1,6 @@
 """The one door to jax-triton. Importing this module needs triton, jax-triton and JAX with CUDA."""
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,23 @@ from cotnet_jax.ops.varying import vary
 # What jax-triton 0.3 calls out_shape is out_type in 0.4.
 _PARAMETERS = inspect.signature(jax_triton.triton_call).parameters
 RESULTS = "out_type" if "out_type" in _PARAMETERS else "out_shape"
+
+
+# Compute capabilities of GPUs with 64 or 99 KiB of shared memory for a program, where others have
+# 163 and more.
+SMALL_SHARED_MEMORY = ("7.5", "8.6", "8.9", "12.0", "12.1")
+
+
+@functools.cache
+def most_stages() -> int:
+    """Return how many blocks a kernel that was tuned on an H100 may have on their way here."""
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:
+        # Lowered for a GPU elsewhere.
+        return 3
+    small = any(device.compute_capability in SMALL_SHARED_MEMORY for device in devices)
+    return 2 if small else 3
 
 
 def call_kernel(

@@ -4,6 +4,7 @@ import functools
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from helpers import triton_interpreter  # noqa: F401  (first, or nothing interprets; may skip all)
 from jax.sharding import PartitionSpec as P
 
-from cotnet_jax.ops import dispatch
+from cotnet_jax.ops import dispatch, triton_call
 from cotnet_jax.ops.batch_norm import (
     batch_norm,
     conv_batch_norm,
@@ -281,6 +282,13 @@ def test_kernels_are_for_short_floats_and_small_kernels():
     assert not covariance_suits("xla", x, 256, jnp.bfloat16, None)
 
 
+@pytest.mark.parametrize(("capability", "stages"), [("8.9", 2), ("9.0", 3)])
+def test_less_is_loaded_ahead_into_a_small_shared_memory(capability, stages, monkeypatch):
+    gpu = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [gpu])
+    assert triton_call.most_stages.__wrapped__() == stages
+
+
 LOWERING = """
 import sys, types
 # Only its name is needed: nothing is called.
@@ -313,8 +321,9 @@ for kernel, constants, config in (
     ),
     (covariance_kernels.input_gradient, wide, covariance_launch.input_gradient_config(256)),
 ):
-    for capability, memory in ((80, 99 * 1024), (90, 227 * 1024)):
-        constants["CONFIG"] = config
+    # Of the first kind are consumers' GPUs, too; they have the least memory.
+    for capability, memory, stages in ((80, 99 * 1024, 2), (90, 227 * 1024, 3)):
+        constants["CONFIG"] = config and config._replace(num_stages=min(config.num_stages, stages))
         signature = {
             name: ("*bf16" if name[:-4] in SHORT else "*fp32")
             if name.endswith("_ptr")
@@ -322,8 +331,11 @@ for kernel, constants, config in (
             for name in kernel.arg_names
         }
         given = {name: constants[name] for name in kernel.arg_names if name in constants}
+        pointers = [i for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")]
+        # As jax-triton says of arrays; without it nothing is loaded ahead.
+        aligned = {(i,): [["tt.divisibility", 16]] for i in pointers}
         built = compile(
-            ASTSource(kernel, signature, given),
+            ASTSource(kernel, signature, given, aligned),
             target=GPUTarget("cuda", capability, 32),
             options={"num_warps": config.num_warps if config else 4},
         )

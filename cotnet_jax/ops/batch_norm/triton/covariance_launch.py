@@ -14,7 +14,7 @@ import triton
 from jax.custom_batching import sequential_vmap
 
 from cotnet_jax.ops.batch_norm.triton import covariance_kernels
-from cotnet_jax.ops.triton_call import call_kernel
+from cotnet_jax.ops.triton_call import call_kernel, most_stages
 
 # Programs of a grid in which each leaves its own partial sums.
 PROGRAMS = 264
@@ -195,6 +195,7 @@ def _pixels(x):
 
 def _call(kernel, config, programs, operands, outputs, x, **constants):
     channels = x.shape[-1]
+    config = config._replace(num_stages=min(config.num_stages, most_stages()))
     return call_kernel(
         kernel,
         programs,

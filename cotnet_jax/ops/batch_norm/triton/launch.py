@@ -14,7 +14,7 @@ import triton
 from jax.custom_batching import sequential_vmap
 
 from cotnet_jax.ops.batch_norm.triton import product_kernels, sums_kernels
-from cotnet_jax.ops.triton_call import call_kernel
+from cotnet_jax.ops.triton_call import call_kernel, most_stages
 
 # Channels and values of a block that a program reads at once, warps of a program, and programs of
 # a grid, some for each multiprocessor of a GPU: each leaves its own partial sums. The fastest, or
@@ -156,7 +156,7 @@ def _call_product(kernel, programs, slots, x, weights, operands, outputs, **cons
         MORE=weights.shape[0] - x.shape[-1],
         N=weights.shape[1],
         SLOTS=slots,
-        CONFIG=PRODUCT,
+        CONFIG=PRODUCT._replace(num_stages=min(PRODUCT.num_stages, most_stages())),
         **constants,
     )
 
