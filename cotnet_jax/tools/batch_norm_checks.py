@@ -135,7 +135,8 @@ def make_function(case: Case, implementation: str) -> Callable:
                 y, _, _, *rest = function(
                     x, kernel, scale, bias, returns_x=case.reuses_x, **options
                 )
-                again = rest[0] if case.reuses_x else x
+                if case.reuses_x:
+                    again = jnp.concatenate([*rest, *([options["more"]] if case.more else [])], -1)
             else:
                 normalized = x @ kernel if case.channels_in else x
                 y, _, _ = batch_norm(normalized, scale, bias, **options)

@@ -6,7 +6,7 @@ from helpers import triton_interpreter  # noqa: F401  (first, or nothing interpr
 
 from cotnet_jax.ops import dispatch
 from cotnet_jax.ops.batch_norm import plain
-from cotnet_jax.ops.batch_norm.triton import launch
+from cotnet_jax.ops.batch_norm.triton import covariance_launch, launch
 from cotnet_jax.ops.local_aggregation.triton import launch as aggregation_launch
 from cotnet_jax.ops.local_aggregation.triton import tuned_configs
 from cotnet_jax.tools import batch_norm_checks
@@ -14,6 +14,11 @@ from cotnet_jax.tools.batch_norm_checks import Case
 
 pytestmark = pytest.mark.kernels
 CASES = {Case(4, 3, 24, activation="silu"), Case(3, 3, 16, activation="relu", residual=True)}
+# In float32: the interpreter multiplies no matrices of bfloat16.
+PRODUCTS = {
+    Case(3, 3, 16, channels_in=16, reuses_x=True, more=24),
+    Case(3, 3, 24, channels_in=16, residual=True, drops=True, reuses_x=True, by_covariance=True),
+}
 
 
 def test_the_cases_of_a_model_are_found(monkeypatch):
@@ -24,19 +29,26 @@ def test_the_cases_of_a_model_are_found(monkeypatch):
     # Of the stem, which halves the image.
     assert any(case.height == case.width == 32 and not case.channels_in for case in cases)
     assert any(case.channels_in and case.reuses_x for case in cases)
-    assert any(case.residual and case.drops for case in cases)
+    assert any(case.more for case in cases)
+    assert any(case.by_covariance and case.residual and case.drops for case in cases)
     assert {case.activation for case in cases} == {"none", "relu", "silu"}
     without = batch_norm_checks.find_cases("cotnet_tiny", 64, jnp.float32)
     assert not any(case.channels_in for case in without)
 
 
 def test_right_kernels_pass_and_wrong_ones_do_not(monkeypatch, capsys):
-    monkeypatch.setattr(batch_norm_checks, "find_cases", lambda name, size, dtype: CASES)
-    monkeypatch.setattr(launch, "PROGRAMS", 4)
+    cases = {"float32": CASES | PRODUCTS, "bfloat16": CASES}
+    monkeypatch.setattr(
+        batch_norm_checks, "find_cases", lambda name, size, dtype: cases[str(dtype)]
+    )
+    for module in (launch, covariance_launch):
+        monkeypatch.setattr(module, "PROGRAMS", 4)
+    monkeypatch.setattr(launch, "PRODUCT", launch.PRODUCT._replace(programs=4))
     monkeypatch.setattr(launch, "BLOCK", 256)
     assert batch_norm_checks.check_cases(["cotnet50"], [224], images=2)
     printed = capsys.readouterr().out
     assert "4x3 24 silu" in printed and "3x3 16 relu residual" in printed
+    assert "3x3 16 + 24 -> 16 none reuses_x" in printed
     assert "on NaN: 5 of 5" in printed
 
     def wrong(gradient, x, *vectors, activation):
