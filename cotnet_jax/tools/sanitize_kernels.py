@@ -1,27 +1,32 @@
 """Run every kernel once on odd small shapes, for NVIDIA's memory checkers.
 
     XLA_PYTHON_CLIENT_ALLOCATOR=cuda_async compute-sanitizer --tool memcheck --kernel-name kns=ward
-        --kernel-name kns=statistics --kernel-name kns=sums
+        --kernel-name kns=statistics --kernel-name kns=sums --kernel-name kns=moments
+        --kernel-name kns=affine --kernel-name kns=gradient
         python -m cotnet_jax.tools.sanitize_kernels [--faults]
 
 With this allocator the checker knows where every array ends; with the default one, and with
 "platform", arrays lie in larger pieces, and a write behind one is not noticed. The kernels are
-found by their names: those of the aggregation end in "ward" but "statistics", those of batch
-normalisation in "ward" or "sums". With ``--faults`` three kernels do wrong at the end:
+found by parts of their names: those of the aggregation end in "ward" but "statistics", those of the
+poolings in "ward", and those of batch normalisation have all but "statistics". With ``--faults``
+three kernels do wrong at the end:
 ``race_forward`` writes one word of shared memory from all threads, which racecheck must report,
 and ``stray_forward`` and ``stray_sums`` write behind their arrays, which memcheck must report.
 Without them nothing may be reported.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cotnet_jax.command_line import Parser
+from cotnet_jax.ops import pooling
 from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
 from cotnet_jax.ops.local_aggregation.triton.configs import CooperativeConfig
 from cotnet_jax.tools import batch_norm_checks
@@ -45,16 +50,31 @@ CASES = (
     Case(23, 25, 24, activation="relu", residual=True),
     Case(23, 25, 40, activation="relu", residual=True, drops=True),
     Case(23, 25, 24, channels_in=40, reuses_x=True),
-    Case(23, 25, 120, channels_in=72),
-    Case(23, 25, 120, channels_in=120, activation="relu"),
-    Case(23, 25, 200, channels_in=40, activation="relu", residual=True, drops=True, reuses_x=True),
+    Case(23, 25, 40, channels_in=200, activation="relu"),
+    Case(23, 25, 24, channels_in=40, activation="relu", more=72),
+    Case(23, 25, 56, channels_in=72, reuses_x=True, more=40),
+    Case(23, 25, 40, channels_in=24, by_covariance=True),
+    Case(23, 25, 120, channels_in=40, activation="relu", by_covariance=True),
+    Case(23, 25, 72, channels_in=72, residual=True, drops=True, by_covariance=True),
+    Case(23, 25, 200, channels_in=120, activation="relu", residual=True, by_covariance=True),
+    Case(
+        *(23, 25, 264, 200),
+        activation="relu",
+        residual=True,
+        drops=True,
+        reuses_x=True,
+        by_covariance=True,
+    ),
 )
+# Of the poolings, [N, H, W, C]. Neither pixels nor channels fill the last block.
+IMAGES_TO_POOL = ((IMAGES, 23, 25, 24), (IMAGES, 14, 13, 136))
 
 
 def run_kernels() -> None:
     """Run all kernels, in the dtypes that they take."""
     run_aggregation_kernels()
     run_batch_norm_kernels()
+    run_pooling_kernels()
 
 
 def run_aggregation_kernels() -> None:
@@ -84,10 +104,10 @@ def run_aggregation_kernels() -> None:
 def run_batch_norm_kernels() -> None:
     """Run batch normalisation's kernels, those of the sums in bfloat16 and float32.
 
-    Grids of two programs have each of them read several blocks of rows.
+    Small grids have each program read several blocks of rows.
     """
     # Importable only where there is a GPU.
-    from cotnet_jax.ops.batch_norm.triton import launch
+    from cotnet_jax.ops.batch_norm.triton import covariance_launch, launch
 
     for case in CASES:
         for dtype in DTYPES:
@@ -97,9 +117,28 @@ def run_batch_norm_kernels() -> None:
                 jnp.asarray(a, dtype if a.ndim in (2, 4) else jnp.float32)
                 for a in batch_norm_checks.make_operands(case, IMAGES, dtype)
             ]
-            with mock.patch.object(launch, "PROGRAMS", 2):
+            with (
+                mock.patch.object(launch, "PROGRAMS", 2),
+                mock.patch.object(launch, "PRODUCT", launch.PRODUCT._replace(programs=2)),
+                mock.patch.object(covariance_launch, "PROGRAMS", 2),
+            ):
                 run(batch_norm_checks.make_function(case, "triton"), *operands)
             print(f"batch norm {case} {dtype}", flush=True)
+
+
+def run_pooling_kernels() -> None:
+    """Run the poolings' kernels, in bfloat16 and float32."""
+
+    def gradient(function, x):
+        y, pullback = jax.vjp(functools.partial(function, implementation="triton"), x)
+        return pullback(y)
+
+    for shape in IMAGES_TO_POOL:
+        for dtype in DTYPES:
+            x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
+            for function in (pooling.max_pool, pooling.average_pool):
+                run(functools.partial(gradient, function), x)
+                print(f"{function.__name__} {shape} {dtype}", flush=True)
 
 
 def run_faults() -> None:
@@ -150,11 +189,12 @@ def run(function: Callable, *operands: jax.Array) -> None:
 def main(arguments: list[str]) -> None:
     module = "python -m cotnet_jax.tools.sanitize_kernels"
     checker = "compute-sanitizer --tool"
+    parts = ("ward", "statistics", "sums", "moments", "affine", "gradient")
+    filters = " ".join(f"--kernel-name kns={part}" for part in parts)
     parser = Parser(
         "Run every kernel once, for NVIDIA's memory checkers.",
         [
-            f"XLA_PYTHON_CLIENT_ALLOCATOR=cuda_async {checker} memcheck --kernel-name kns=ward "
-            f"--kernel-name kns=statistics --kernel-name kns=sums {module}",
+            f"XLA_PYTHON_CLIENT_ALLOCATOR=cuda_async {checker} memcheck {filters} {module}",
             f"{checker} racecheck {module}",
             f"{checker} racecheck {module} --faults",
         ],
