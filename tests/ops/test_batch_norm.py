@@ -1,9 +1,11 @@
 """Batch normalisation in training: the kernels in Triton's interpreter, and XLA's forms of them."""
 
 import functools
+import json
 import pathlib
 import subprocess
 import sys
+import textwrap
 import types
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import triton_interpreter  # noqa: F401  (first, or nothing interprets; may skip all)
+from helpers.processes import finish, start_python
 from jax.sharding import PartitionSpec as P
 
 from cotnet_jax.ops import dispatch, triton_call
@@ -216,6 +219,85 @@ def test_further_channels_of_the_input(implementation, reuses_x, as_beside_a_gpu
     assert_close(results(dtype, jnp.float32, apart=True), expected, 3 * TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("implementation", ["xla", "triton"])
+def test_a_branch_scale_without_a_residual_is_ignored(implementation):
+    (x, gradient, _, kernel), (scale, bias, branch_scale) = operands((3, 2, 3, 24), "float16", 16)
+    options = {"activation": "relu", "implementation": implementation}
+
+    def results(**scales):
+        def call(x, kernel):
+            return covariance_batch_norm(x, kernel, scale, bias, **options, **scales)[0]
+
+        arrays = [jnp.asarray(x, jnp.float16), jnp.asarray(kernel, jnp.float32)]
+        return with_gradients(call, arrays, jnp.asarray(gradient))
+
+    for array, wanted in zip(
+        results(branch_scale=jnp.asarray(branch_scale, jnp.float32)), results(), strict=True
+    ):
+        np.testing.assert_array_equal(array, wanted)
+
+
+def test_statistics_of_several_devices_are_those_of_the_whole_batch():
+    """In float64, with all gradients, by the products' own statistics and by the covariance."""
+    code = """
+    import functools, json
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import PartitionSpec as P
+    from cotnet_jax.ops.batch_norm import batch_norm, conv_batch_norm, covariance_batch_norm
+
+    jax.config.update("jax_enable_x64", True)
+    random = np.random.default_rng(0)
+    # A product of x and of more; what is added to one of x is ``more``, too.
+    x, more = (jnp.asarray(random.standard_normal((8, 2, 3, 4)) + 1) for _ in range(2))
+    kernel, wide = (jnp.asarray(random.standard_normal((k, 4))) for k in (4, 8))
+    scale, bias = (jnp.asarray(random.random(4) + 0.5) for _ in range(2))
+    drops = jnp.asarray([0.0, 2.0] * 4)
+
+    def whole(x, more, kernel, scale, bias, drops):
+        if len(kernel) == 4:
+            return batch_norm(x @ kernel, scale, bias, activation="relu", residual=more,
+                              branch_scale=drops) + (x,)
+        return batch_norm(jnp.concatenate([x, more], -1) @ kernel, scale, bias) + (x,)
+
+    def parts(x, more, kernel, scale, bias, drops):
+        rest = {"axis_name": "data", "returns_x": True}
+        if len(kernel) == 4:
+            return covariance_batch_norm(x, kernel, scale, bias, activation="relu", residual=more,
+                                         branch_scale=drops, **rest)
+        return conv_batch_norm(x, kernel, scale, bias, more=more, **rest)
+
+    def run(function, *operands):
+        def loss(*operands):
+            y, mean, var, x = function(*operands, drops_)
+            return jnp.sum(y**3) + jnp.sum(y * x), (mean, var)
+        *operands, drops_ = operands
+        return jax.grad(loss, (0, 1, 2, 3, 4), has_aux=True)(*operands)
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    data, same = P("data"), P()
+    on_devices = jax.jit(jax.shard_map(
+        functools.partial(run, parts), mesh=mesh, in_specs=(data, data, same, same, same, data),
+        out_specs=((data, data, same, same, same), (data, data)),
+    ))
+
+    def difference(a, b):
+        # Every device has the statistics.
+        b = np.tile(b, len(a) // len(b)) if b.ndim == 1 else b
+        return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+    errors = []
+    for w in (kernel, wide):
+        operands = (x, more, w, scale, bias, drops)
+        several, one = on_devices(*operands), run(whole, *operands)
+        errors += map(difference, jax.tree.leaves(several), jax.tree.leaves(one))
+    print(json.dumps(errors))
+    """
+    (output,) = finish(start_python(textwrap.dedent(code), devices=4), timeout=300)
+    errors = json.loads(output.splitlines()[-1])
+    assert len(errors) == 14
+    assert max(errors) < 1e-12, errors
+
+
 @pytest.mark.parametrize("transformation", ["vmap", "shard_map", "remat"])
 def test_transformations_give_what_xla_gives(transformation):
     (x, _, residual, kernel), (scale, bias, _) = operands((4, 3, 3, 16), "float16", 16)
@@ -279,6 +361,8 @@ def test_kernels_are_for_short_floats_and_small_kernels():
     assert not covariance_suits("triton", x, 64, jnp.bfloat16, "silu")
     assert not covariance_suits("triton", x, 76, jnp.bfloat16, None)
     assert not covariance_suits("triton", x, 256, jnp.float32, None)
+    assert not covariance_suits("triton", x, 256, jnp.float64, None)
+    assert not conv_kernels_suit("triton", x, 64, jnp.float64, None)
     assert not covariance_suits("xla", x, 256, jnp.bfloat16, None)
 
 

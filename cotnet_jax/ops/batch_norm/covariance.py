@@ -80,7 +80,8 @@ def covariance_batch_norm(
       x, residual: of one floating dtype, that of the result.
       kernel: in at least float32, better than rounded.
       scale, bias, activation, branch_scale, epsilon, axis_name, implementation: as in
-        ``batch_norm``; the activation is "relu" or None, and "relu" beside a residual.
+        ``batch_norm``; the activation is "relu" or None, and more than 256 channels K have
+        XLA's form.
       returns_x: return x as well, for what else is computed from it: the kernel then adds the
         gradient that comes through it.
 
@@ -90,7 +91,7 @@ def covariance_batch_norm(
     if x.shape[-1] > _MOST_CHANNELS_IN:
         implementation = "xla"
     options = (activation, epsilon, axis_name, implementation)
-    branch_scale = lax.stop_gradient(branch_scale)
+    branch_scale = None if residual is None else lax.stop_gradient(branch_scale)
     operands = align(x, kernel, scale, bias, residual, branch_scale)
     y, mean, var, *rest = _normalize(options, returns_x, *operands)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var), *rest
@@ -190,9 +191,9 @@ def xla_affine(
     has_residual: bool,
     scaled: bool,
 ) -> jax.Array:
-    """Return ``activation(branch_scale * (x @ kernel + shift) + residual)``.
+    """Return ``activation(branch_scale * (x @ kernel + shift) + residual)``, in the dtype of x.
 
-    The residual and the branch scale follow where they are.
+    With ``has_residual`` the residual follows, and with ``scaled``, beside it, the branch scale.
     """
     y = convolve(x, kernel[None, None])
     residual = optional[0] if has_residual else None
