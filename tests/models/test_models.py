@@ -14,6 +14,7 @@ from jax import export
 import cotnet_jax
 from cotnet_jax.layers import BatchNorm
 from cotnet_jax.models import variants
+from cotnet_jax.ops.pooling import windows
 
 pytestmark = pytest.mark.end_to_end
 
@@ -291,6 +292,22 @@ def test_every_batch_norm_of_a_model_is_frozen(name, monkeypatch):
     output_shape(model, shallow_shapes(name), shape, **options)
     with pytest.raises(AttributeError):
         output_shape(model.clone(freeze_batch_norm=False), shallow_shapes(name), shape, **options)
+
+
+def test_the_poolings_have_the_models_implementation(monkeypatch):
+    chosen = set()
+
+    def note(launch, implementation, kernel, xla, *operands, **constants):
+        del launch
+        chosen.add((kernel, implementation))
+        return xla(*operands, **constants)
+
+    monkeypatch.setattr(windows, "dispatch", note)
+    options = {"features_only": True, "out_indices": (2,), "implementation": "xla"}
+    model = cotnet_jax.create_model("cotnet50", **options)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    jax.eval_shape(model.init, jax.random.key(0), images)
+    assert chosen == {("max_pool", "xla"), ("average_pool", "xla")}
 
 
 # With loaded weights, as in docs/features.md: tests/test_features.py.
