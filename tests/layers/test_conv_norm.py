@@ -62,6 +62,26 @@ def test_together_is_one_after_the_other(options, train):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("norm", [BatchNorm, nn.BatchNorm])
+@pytest.mark.parametrize("options", [{}, {"strides": 2}, {"kernel_size": 3, "use_bias": True}])
+def test_further_channels_follow_those_of_the_input(options, norm, train):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, more=None):
+            layers = Conv(6, **options, name="conv"), norm(not train, name="norm")
+            y, same = conv_norm(*layers, x, more=more, activation="relu")
+            assert same is x
+            return y
+
+    both = jnp.asarray(RANDOM.standard_normal((2, 4, 5, 12)), jnp.float32)
+    variables = Net().init(jax.random.key(0), both)
+    variables = jax.tree.map(lambda a: a + RANDOM.random(a.shape, np.float32), variables)
+    apply = functools.partial(Net().apply, variables, mutable=["batch_stats"])
+    got, wanted = apply(both[..., :4], both[..., 4:]), apply(both)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), got, wanted)
+
+
 def test_an_unknown_activation_is_named():
     with pytest.raises(ValueError, match="activation must be one of None, 'relu', 'silu', not 'g"):
         BatchNorm().init(jax.random.key(0), jnp.zeros((2, 3)), activation="gelu")
