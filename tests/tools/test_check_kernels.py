@@ -1,7 +1,12 @@
 """The check of the kernels, with XLA's implementation in their place."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import pytest
 
+from cotnet_jax.models.cotnet import create_model
 from cotnet_jax.ops.local_aggregation.shapes import AggregationShape
 from cotnet_jax.tools import check_kernels
 
@@ -38,3 +43,17 @@ def test_what_xla_computes_is_within_tolerance(small, capsys):
 def test_a_wrong_result_is_found(name, number, small):
     small(name, number)
     assert not check_kernels.check_shapes(["cotnet50"], [224])
+
+
+def test_smooth_networks_have_neither_relu_nor_maxima():
+    model = create_model("cotnet50", features_only=True, out_indices=(1,))
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+    def trace():
+        init = functools.partial(model.init, train=True)
+        return str(jax.make_jaxpr(init)(jax.random.key(0), images))
+
+    kinks = ("name=relu", "reduce_window_max")
+    assert all(kink in trace() for kink in kinks)
+    with check_kernels.smooth():
+        assert not any(kink in trace() for kink in kinks)
