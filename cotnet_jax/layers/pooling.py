@@ -11,7 +11,10 @@ from cotnet_jax.ops import pooling
 def average_pool_3x3(
     x: Float[Array, "N H W C"], implementation: str | None = None
 ) -> Float[Array, "N -(-H//2) -(-W//2) C"]:
-    """Average every second 3x3 window of x padded with zeros, which count in the average."""
+    """Average every second 3x3 window of x padded with zeros, which count in the average.
+
+    ``implementation`` is as in ``local_aggregation``.
+    """
     return pooling.average_pool(x, implementation)
 
 
@@ -26,7 +29,10 @@ def average_pool_2x2(
 def max_pool_3x3(
     x: Float[Array, "N H W C"], implementation: str | None = None
 ) -> Float[Array, "N -(-H//2) -(-W//2) C"]:
-    """Take the maximum of every second 3x3 window; pixels outside the image never win."""
+    """Take the maximum of every second 3x3 window; pixels outside the image never win.
+
+    ``implementation`` is as in ``local_aggregation``.
+    """
     return pooling.max_pool(x, implementation)
 
 

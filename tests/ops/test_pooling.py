@@ -40,6 +40,15 @@ def test_the_form_for_gpus_gives_the_same(monkeypatch):
     np.testing.assert_allclose(pooling.average_pool(x), nn.avg_pool(x, **WINDOW), atol=1e-6)
 
 
+@pytest.mark.parametrize("function", [pooling.max_pool, pooling.average_pool])
+def test_implementations_that_cannot_run(function):
+    x = jnp.zeros((1, 2, 2, 1), jnp.int32)
+    with pytest.raises(ValueError, match=f"{function.__name__}: implementation must be one of"):
+        function(x, "cuda")
+    with pytest.raises(TypeError, match=f"{function.__name__}: .*not int32"):
+        function(x, "triton")
+
+
 def test_nan_is_a_maximum():
     x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan).at[0, 2, 2, 0].set(1)
     y, gradient = both(pooling.max_pool, x, jnp.ones((1, 2, 2, 1)))

@@ -1,9 +1,9 @@
-"""Pooling of 3x3 windows at every second pixel, with gradients that XLA compiles to one pass.
+"""Pooling of 3x3 windows at every second pixel, with gradients in one pass over memory.
 
 XLA's own gradients, a scatter to the selected pixels and a window sum over a diluted array, read
 and wrote up to ten times as many bytes as there are (measured on an H100). Here every pixel
 gathers from the at most four windows that it lies in. On CPUs that gradient is faster too, but not
-the sum or maximum of shifted images, which on GPUs is.
+the sum or maximum of shifted images, which on GPUs is. On NVIDIA GPUs kernels do both.
 
 Windows are centred on even rows and columns, as with a padding of one pixel:
 [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C].
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cotnet_jax.ops.dispatch import dispatch
+from cotnet_jax.ops.dispatch import check_implementation, dispatch
 
 _LAUNCH = "cotnet_jax.ops.pooling.triton.launch"
 # Row and column of a window's pixels, in the order in which equal maxima are chosen.
@@ -30,8 +30,9 @@ def max_pool(
 ) -> Float[Array, "N -(-H//2) -(-W//2) C"]:
     """Return the maxima; pixels outside the image never win, and the first of equal ones does.
 
-    ``implementation`` is as in ``local_aggregation``.
+    ``implementation`` is as in ``local_aggregation``, and so are the errors.
     """
+    check_implementation("max_pool", implementation, x)
     return _max_pool(x.shape[1:3], implementation, x)
 
 
@@ -63,8 +64,9 @@ def average_pool(
 ) -> Float[Array, "N -(-H//2) -(-W//2) C"]:
     """Return the means, in which pixels outside the image count as zeros.
 
-    ``implementation`` is as in ``local_aggregation``.
+    ``implementation`` is as in ``local_aggregation``, and so are the errors.
     """
+    check_implementation("average_pool", implementation, x)
     return _average_pool(x.shape[1:3], implementation, x)
 
 
