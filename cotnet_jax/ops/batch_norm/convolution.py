@@ -58,18 +58,17 @@ def conv_batch_norm(
     implementation: str | None = None,
     returns_x: bool = False,
 ) -> tuple[Array, ...]:
-    """As ``batch_norm`` of ``x @ kernel``.
+    """As ``batch_norm`` of ``x @ kernel``, x being followed by ``more``, if there is any.
 
     On NVIDIA GPUs the statistics are summed while the product is written. In the backward pass the
     gradient of the product is formed as it is read, for the gradients of x and of the kernel
     together, and never stored.
 
     Args:
-      x: of the floating dtype of the result.
-      kernel: rounded to that dtype.
+      x, more: of one floating dtype, that of the result.
+      kernel: [K + more, C], rounded to that dtype.
       scale, bias, activation, epsilon, axis_name, implementation: as in ``batch_norm``; the
         activation is "relu" or None.
-      more: further channels of the input, after those of x.
       returns_x: return x as well, for what else is computed from it: the kernel then adds the
         gradient that comes through it.
 

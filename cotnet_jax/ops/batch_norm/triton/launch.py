@@ -1,8 +1,8 @@
-"""Batch normalisation's sums on NVIDIA GPUs: the Triton kernels, called through jax-triton.
+"""The kernels of ``sums_kernels`` and ``product_kernels``, called through jax-triton.
 
-The functions here take and return what their XLA forms in ``plain`` do, in float32. They work under
-jit and shard_map; under vmap the calls run in turn. Importing this module needs triton, jax-triton
-and JAX with CUDA.
+The functions here take and return what their XLA forms in ``plain`` and ``convolution`` do, sums in
+float32. They work under jit and shard_map; under vmap the calls run in turn. Importing this module
+needs triton, jax-triton and JAX with CUDA.
 """
 
 import math

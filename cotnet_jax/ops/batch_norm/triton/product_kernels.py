@@ -1,9 +1,10 @@
 """Triton kernels of a 1x1 convolution together with the batch normalisation after it.
 
 Rows are the pixels of a batch, ROWS of them, with K channels in and N out; where MORE is not 0, so
-many channels of a second input follow the K. A program has every SLOTS-th block of the rows with
-all of their channels, and the small kernel [K + MORE, N] stays in fast memory, so that everything
-is read once. Products are of the arrays' dtype, sums of float32.
+many channels of a second input follow the K. A program has every SLOTS-th block of the rows,
+forward with all of their channels, and its part of the small kernel [K + MORE, N] stays in fast
+memory: forward everything is read once, backward y and its gradient once for each block of the
+inputs' channels. Products are of the arrays' dtype, sums of float32.
 """
 
 import triton
