@@ -95,10 +95,16 @@ class BatchNorm(nn.Module):
         by_covariance: bool = False,
         **options: Any,
     ) -> tuple[Array, ...]:
-        """As a call in training with ``x @ kernel``.
+        """As a call in training with ``x @ kernel``, followed by x where ``returns_x`` is set.
 
-        ``conv_batch_norm`` normalises it, or ``covariance_batch_norm``. ``options`` are keyword
-        arguments of a call, and ``returns_x``, for which x follows.
+        Args:
+          x: in the dtype of the result.
+          kernel: rounded to that dtype where x is multiplied with it.
+          by_covariance: normalise by ``covariance_batch_norm``, not by ``conv_batch_norm``.
+          **options: further keyword arguments of that function.
+
+        Raises:
+          ValueError: as a call.
         """
         scale, bias, running_mean, running_var = self._variables(kernel.shape[1])
         count = self._count(x)
