@@ -21,6 +21,7 @@ from cotnet_jax.ops.batch_norm import (
     batch_norm,
     conv_batch_norm,
     conv_kernels_suit,
+    covariance,
     covariance_batch_norm,
     covariance_suits,
 )
@@ -217,6 +218,23 @@ def test_further_channels_of_the_input(implementation, reuses_x, as_beside_a_gpu
     with jax.enable_x64(True):
         expected = results(jnp.float64, jnp.float64, apart=False)
     assert_close(results(dtype, jnp.float32, apart=True), expected, 3 * TOLERANCE[dtype])
+
+
+def test_many_channels_in_have_the_form_of_xla(monkeypatch):
+    (x, gradient, _, kernel), (scale, bias, _) = operands((1, 2, 2, 264), "float16", 264)
+
+    def results(implementation):
+        def call(x, kernel):
+            options = {"activation": "relu", "implementation": implementation}
+            return covariance_batch_norm(x, kernel, scale, bias, **options)[0]
+
+        arrays = [jnp.asarray(x, jnp.float16), jnp.asarray(kernel, jnp.float32)]
+        return with_gradients(call, arrays, jnp.asarray(gradient))
+
+    expected = results("xla")
+    monkeypatch.setattr(covariance, "LAUNCH", "no.module")
+    for array, wanted in zip(results("triton"), expected, strict=True):
+        np.testing.assert_array_equal(array, wanted)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "triton"])
