@@ -35,6 +35,7 @@ def conv_norm(
       more: further channels of the input, after those of x.
       **after: keyword arguments of a call of ``BatchNorm``.
     """
+    after = {name: value for name, value in after.items() if value is not None}
     whole = x if more is None else jnp.concatenate([x, more], axis=-1)
     if not (isinstance(conv, Conv) and isinstance(norm, BatchNorm) and conv.dtype == norm.dtype):
         return norm_act(norm, conv(whole), **after), x
@@ -54,21 +55,19 @@ def conv_norm(
     elif conv.strides == 1 and after.keys() <= {"activation"} and conv_kernels_suit(*request, more):
         options |= {} if more is None else {"more": more.astype(conv.dtype)}
     else:
-        return norm_act(norm, _convolve_parts(conv, norm, x, more), **after), x
+        return norm_act(norm, _convolve(conv, norm, whole, x, more), **after), x
     kernel, _ = conv.parameters(whole.shape[-1])
     y, *rest = norm.of_product(product_of.astype(conv.dtype), kernel[0, 0], **options)
     return y, rest[0] if reuses_x else x
 
 
-def _convolve_parts(conv, norm, x, more):
-    """Convolve x, and more channels if there are any.
+def _convolve(conv, norm, whole, x, more):
+    """Convolve the whole input, which is x, or x and more channels.
 
     On GPUs the sum of two products is faster than one of a concatenation, which must be written.
     """
-    if more is None:
-        return conv(x)
-    whole = jnp.concatenate([x, more], axis=-1)
-    if jnp.dtype(conv.dtype).itemsize > 2 or not uses_kernels(norm.implementation, x):
+    short = jnp.dtype(conv.dtype).itemsize == 2
+    if more is None or not (short and uses_kernels(norm.implementation, x)):
         return conv(whole)
     kernel, _ = conv.parameters(whole.shape[-1])
     first, second = jnp.split(kernel, [x.shape[-1]], axis=2)

@@ -41,7 +41,6 @@ def call_kernel(
     outputs: Sequence[jax.Array | jax.ShapeDtypeStruct],
     *,
     name: str,
-    num_stages: int = 1,
     zeroed_outputs: Sequence[int] = (),
     **constants: Any,
 ) -> tuple[jax.Array, ...]:
@@ -55,7 +54,6 @@ def call_kernel(
       operands: arrays of any shape, in row-major order.
       outputs: what has the results' shapes and dtypes.
       name: of the call, in profiles.
-      num_stages: of software pipelining.
       zeroed_outputs: indices of results that are 0 when the kernel starts; others hold anything.
       **constants: the kernel's ``tl.constexpr`` parameters; hashable.
 
@@ -69,7 +67,8 @@ def call_kernel(
         kernel=kernel,
         grid=(programs,),
         num_warps=num_warps,
-        num_stages=num_stages,
+        # Of the loops that do not say themselves how much they load ahead.
+        num_stages=1,
         name=name,
         zeroed_outputs=zeroed_outputs,
         **{RESULTS: [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outputs]},
