@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import grain
+from absl import flags
 
 
 class WorkerLostError(RuntimeError):
@@ -40,6 +41,9 @@ def read_with_workers(dataset: grain.IterDataset) -> Generator[Any, None, None]:
     Raises:
       WorkerLostError: a worker was killed.
     """
+    if not flags.FLAGS.is_parsed():
+        # With workers Grain reads flags, which notebooks and scripts do not parse.
+        flags.FLAGS.mark_as_parsed()
     with _signals_blocked():
         iterator = iter(dataset)
         iterator.start_prefetch()
@@ -51,7 +55,9 @@ def read_with_workers(dataset: grain.IterDataset) -> Generator[Any, None, None]:
             raise
         raise WorkerLostError(
             "a process that decodes images was lost, probably killed because memory ran out. "
-            "Run the same command again with fewer --config.data.num_workers."
+            "Run the same command again with fewer --config.data.num_workers. A script of your own "
+            'must start the run under `if __name__ == "__main__":`, as each process imports the '
+            "script."
         ) from None
     finally:
         iterator.close()

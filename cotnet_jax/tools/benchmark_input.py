@@ -28,7 +28,6 @@ from typing import Any
 import grain
 import ml_collections
 import numpy as np
-from absl import flags
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from tqdm import tqdm
@@ -136,8 +135,6 @@ class FakeJpegs:
 
 def main():
     args = _parse()
-    # Grain's workers read absl's flags, which only absl.app parses.
-    flags.FLAGS.mark_as_parsed()
     sources = _sources(args)
     cores = available_cores()
     rows = [

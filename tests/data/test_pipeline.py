@@ -8,7 +8,6 @@ import time
 import ml_collections
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
 from configs import default
@@ -16,12 +15,6 @@ from cotnet_jax.data import digits, pipeline, sources
 from cotnet_jax.data.undecodable import UndecodableError
 
 pytestmark = pytest.mark.end_to_end
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_flags():
-    # Grain's workers read absl's flags, which only absl.app parses.
-    flags.FLAGS.mark_as_parsed()
 
 
 @pytest.fixture(scope="module")
