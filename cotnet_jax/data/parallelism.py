@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 
+import joblib
 import ml_collections
 
 # Up to so many cores the threads of one process decode as fast as processes would: only Python's
@@ -75,7 +75,7 @@ def choose_parallelism(data: ml_collections.ConfigDict, rows: int) -> Parallelis
     part = max(size for size in range(1, _MAX_PART + 1) if rows % size == 0)
     cores = available_cores()
     workers = data.num_workers
-    if workers < 0 and (cores <= _CORES_FOR_THREADS or data.fake or data.name == "synthetic"):
+    if workers < 0 and (cores <= _CORES_FOR_THREADS or is_noise(data)):
         workers = 0
     elif workers < 0:
         useful = 2 * data.prefetch * rows // part
@@ -92,11 +92,14 @@ def choose_parallelism(data: ml_collections.ConfigDict, rows: int) -> Parallelis
     )
 
 
+def is_noise(data: ml_collections.ConfigDict) -> bool:
+    """Return whether config.data asks for noise in place of images."""
+    return data.fake or data.name == "synthetic"
+
+
 def available_cores() -> int:
     """Return how many cores this process may use; containers and schedulers can limit them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return joblib.cpu_count()
 
 
 def available_memory() -> float:
@@ -112,10 +115,29 @@ def _free_on_the_host() -> float:
 
 
 def _left_in_the_container() -> float:
-    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    """Return what the control groups of this process leave; versions 1 and 2 of Linux's cgroups."""
+    left = [math.inf]
+    for line in _lines("/proc/self/cgroup"):
+        _, controller, path = line.split(":", 2)
+        if controller not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup", controller)
+        group = root / path.lstrip("/")
+        # Each limit holds for all groups inside. A container may see its own group as the root.
+        folders = [each for each in (group, *group.parents) if each.is_relative_to(root)]
+        left += [_left_in_group(each, version=1 if controller else 2) for each in folders]
+    return min(left)
+
+
+def _left_in_group(folder: Path, version: int) -> float:
+    names = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
+    limit, used = (_lines(f"{folder}/memory.{name}") for name in names)
     if not limit or not used or not limit[0].isdigit():
         return math.inf
-    return int(limit[0]) - int(used[0])
+    # Files that were read count as used, but give way.
+    kinds = [f"{'total_' * (version == 1)}{kind}_file" for kind in ("active", "inactive")]
+    sizes = dict(line.split() for line in _lines(f"{folder}/memory.stat"))
+    return int(limit[0]) - int(used[0]) + sum(int(sizes.get(kind, 0)) for kind in kinds)
 
 
 def _lines(path: str) -> list[str]:

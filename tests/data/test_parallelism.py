@@ -2,6 +2,7 @@
 
 import os
 
+import joblib
 import pytest
 
 from cotnet_jax.configs import default, digits
@@ -78,17 +79,53 @@ def test_names(machine):
     assert str(choose_parallelism(digits.get_config().data, 640)) == "2 threads"
 
 
-def test_cores_and_memory_of_this_machine(monkeypatch, tmp_path):
-    assert parallelism.available_cores() == len(os.sched_getaffinity(0))
-    assert 0.01 * GB < parallelism.available_memory() < 100_000 * GB
+def test_cores_of_this_machine(monkeypatch):
+    assert 1 <= parallelism.available_cores() <= len(os.sched_getaffinity(0))
+    # Not only where a process is bound to cores.
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
+    assert parallelism.available_cores() == 3
+
+
+@pytest.fixture
+def files(monkeypatch):
     files = {
         "/proc/meminfo": ["MemTotal: 9 kB", "MemAvailable:   2000000 kB"],
-        "/sys/fs/cgroup/memory.max": ["1500000000"],
-        "/sys/fs/cgroup/memory.current": ["500000000"],
+        "/proc/self/cgroup": ["9:cpu:/job", "0::/job/step"],
     }
     monkeypatch.setattr(parallelism, "_lines", lambda path: files.get(path, []))
-    assert parallelism.available_memory() == GB
+    return files
+
+
+def test_memory_of_this_machine():
+    assert 0.01 * GB < parallelism.available_memory() < 100_000 * GB
+
+
+def test_without_limits_the_free_memory_is_the_hosts(files):
+    assert parallelism.available_memory() == 2_048_000_000
     files["/sys/fs/cgroup/memory.max"] = ["max"]
+    files["/sys/fs/cgroup/memory.current"] = ["500000000"]
     assert parallelism.available_memory() == 2_048_000_000
     files.clear()
     assert parallelism.available_memory() == float("inf")
+
+
+@pytest.mark.parametrize("folder", ["", "/job", "/job/step"])
+def test_memory_of_a_container(files, folder):
+    files[f"/sys/fs/cgroup{folder}/memory.max"] = ["1500000000"]
+    files[f"/sys/fs/cgroup{folder}/memory.current"] = ["1400000000"]
+    assert parallelism.available_memory() == 0.1 * GB
+    # Of datasets that were read before.
+    files[f"/sys/fs/cgroup{folder}/memory.stat"] = [
+        "anon 500000000",
+        "inactive_file 600000000",
+        "active_file 300000000",
+    ]
+    assert parallelism.available_memory() == GB
+
+
+def test_memory_of_a_container_of_version_1(files):
+    files["/proc/self/cgroup"] = ["4:memory:/job", "0::/"]
+    files["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = ["1500000000"]
+    files["/sys/fs/cgroup/memory/memory.usage_in_bytes"] = ["1000000000"]
+    files["/sys/fs/cgroup/memory/memory.stat"] = ["active_file 1", "total_active_file 500000000"]
+    assert parallelism.available_memory() == GB
