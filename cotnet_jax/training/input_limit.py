@@ -3,7 +3,7 @@
 import ml_collections
 from absl import logging
 
-from cotnet_jax.data.parallelism import choose_parallelism
+from cotnet_jax.data.parallelism import choose_parallelism, is_noise
 
 # Share of the time, in successive lines of progress, from which on the input is the limit.
 _SHARE = 0.1
@@ -55,7 +55,11 @@ def advice(config: ml_collections.ConfigDict, rows: int) -> list[str]:
         lines.append(
             f"--config.data.num_workers=-1 --config.data.num_threads=0 ({best}, now {now})"
         )
-    if augment.randaugment and augment.randaugment_on == "host":
+    if is_noise(data):
+        return [*lines, "more cores"]
+    on_host = augment.randaugment and augment.randaugment_on == "host"
+    # The host erases, and after RandAugment.
+    if on_host and not augment.erasing_probability:
         lines.append("--config.augment.randaugment_on=device, in a new run")
     if not data.scaled_decoding:
         lines.append("--config.data.scaled_decoding=True, in a new run, for large photos")

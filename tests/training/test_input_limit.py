@@ -58,3 +58,15 @@ def test_only_what_is_not_done_already_is_advised():
         "images stored smaller, by cotnet-prepare ... --size=N, in a new run",
         "more cores",
     ]
+
+
+def test_no_advice_that_the_configuration_refuses():
+    config = default.get_config()
+    config.augment.erasing_probability = 0.25
+    assert not any("randaugment_on" in line for line in advice(config, 640))
+
+
+def test_noise_is_neither_decoded_nor_augmented():
+    config = default.get_config()
+    config.data.fake = True
+    assert advice(config, 640) == ["more cores"]
