@@ -83,6 +83,9 @@ CLASSES: Mapping[str, Change] = {
     "notes": Change.FREE,
 }
 
+# Fields that runs of earlier versions do not have, and what those runs did.
+_BEFORE: Mapping[str, Any] = {"augment.randaugment_on": "host", "data.scaled_decoding": False}
+
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
@@ -114,9 +117,10 @@ def change_of(field: str) -> Change:
 def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """Compare two configurations, parsed from JSON.
 
-    A field that only one of them has is of another version of this package, and counts as equal.
+    A field that only one of them has is of another version of this package, and counts as equal,
+    unless it is known what earlier versions did.
     """
-    earlier, current = flatten(before), flatten(now)
+    earlier, current = {**_BEFORE, **flatten(before)}, flatten(now)
     allowed = allowed_changes(now)
     differences = []
     for field, value in current.items():

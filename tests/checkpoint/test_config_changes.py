@@ -164,6 +164,19 @@ def test_what_changes_a_step_is_refused(config, workdir, field):
     assert workdir.config.read_bytes() == before
 
 
+@pytest.mark.parametrize("field", ["augment.randaugment_on", "data.scaled_decoding"])
+def test_a_run_from_before_a_field_goes_on_as_it_began(config, workdir, logged, field):
+    section, name = field.split(".")
+    old = json.loads(config.to_json())
+    del old[section][name]
+    workdir.config.write_text(json.dumps(old))
+    workdir.check_resume(config, has_steps=True)
+    assert not logged
+    change(config, {field: REFUSED[field]})
+    with pytest.raises(WorkdirError, match=f"--config.{field}: "):
+        workdir.check_resume(config, has_steps=True)
+
+
 @pytest.mark.parametrize("field", FREE)
 def test_what_may_change_is_one_line(config, workdir, logged, field):
     change(config, {field: FREE[field]})
