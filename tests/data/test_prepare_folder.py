@@ -298,6 +298,9 @@ def test_another_size_is_noticed(source, tmp_path, capsys):
         assert f"{output} is already there, prepared with --size=4: type the same" in message
     # The stored files are others, and the source's have not changed all the same.
     (output / REPORT).unlink()
+    assert prepare(source, output, "--size=4") == 0
+    assert prepare(source, output) == 1
+    assert "changed: " in capsys.readouterr().err
     dataset_report = {"short_side": 4}
     (output / REPORT).write_text(json.dumps(dataset_report))
     assert prepare(source, output, "--size=4") == 0

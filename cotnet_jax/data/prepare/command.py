@@ -152,8 +152,10 @@ def _read_report(folder: Path) -> dict[str, Any]:
 
 def _refuse_other_size(folder: Path, short_side: int) -> None:
     """Raise PrepareError if a dataset's images have another size than is wanted now."""
-    there = _read_report(folder).get("short_side", 0)
-    if there == short_side:
+    report_there = _read_report(folder)
+    there = report_there.get("short_side", 0)
+    # Whose report is lost, whose size is not known.
+    if not report_there or there == short_side:
         return
     same = f"with --size={there}" if there else "without --size"
     raise dataset.PrepareError(
