@@ -32,6 +32,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from tqdm import tqdm
 
+from cotnet_jax.command_line import positive
 from cotnet_jax.configs import default
 from cotnet_jax.data import imagenet, pipeline, randaugment, scaled_decoding, transforms
 from cotnet_jax.data.examples import TrainExample
@@ -240,9 +241,9 @@ def _parse() -> argparse.Namespace:
         + ", ".join(f"{name} ({text})" for name, (_, text) in _MODES.items())
         + "; default all",
     )
-    parser.add_argument("--batch_size", type=int, default=128, help="default %(default)s")
+    parser.add_argument("--batch_size", type=positive, default=128, help="default %(default)s")
     parser.add_argument("--seconds", type=float, default=10, help="per row; default %(default)s")
-    parser.add_argument("--rounds", type=int, default=1, help="default %(default)s")
+    parser.add_argument("--rounds", type=positive, default=1, help="default %(default)s")
     parser.add_argument(
         "--processor_time", action="store_true", help="measure one bare loop a mode, and that in it"
     )
@@ -257,10 +258,17 @@ def _parse() -> argparse.Namespace:
         "--quality", type=int, default=90, help="of fake JPEGs; default %(default)s"
     )
     parser.add_argument(
-        "--size", type=int, default=320, help="short side, stored smaller; default %(default)s"
+        "--size", type=positive, default=320, help="short side, stored smaller; default %(default)s"
     )
     parser.add_argument("--data_dir", default="", help="folder of the prepared imagenet2012")
     args = parser.parse_args()
+    if not 0 < args.seconds < float("inf"):
+        parser.error(f"--seconds: must be a number above 0, not {args.seconds:g}")
+    if args.data_dir and args.modes == [_SMALL]:
+        parser.error(
+            f"--modes={_SMALL}: is of fake images; give a copy prepared with --size as --data_dir, "
+            "and --modes=device"
+        )
     if args.processor_time:
         args.threads, args.workers = [], []
     return args

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from cotnet_jax.command_line import positive
 from cotnet_jax.configs import default
 from cotnet_jax.data import randaugment
 from cotnet_jax.training.randaugment import warps
@@ -71,13 +72,16 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--images", type=int, default=32, help="for each operation; default %(default)s"
+        "--images", type=positive, default=32, help="for each operation; default %(default)s"
     )
-    parser.add_argument("--size", type=int, default=224, help="side; default %(default)s")
+    parser.add_argument("--size", type=positive, default=224, help="side; default %(default)s")
     parser.add_argument(
         "--batch_size", type=int, default=640, help="of the batch that is timed; 0: none"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.batch_size < 0:
+        parser.error(f"--batch_size: must be 0 or more, not {args.batch_size}")
+    return args
 
 
 def _images(random: np.random.Generator, number: int, size: int) -> Iterator[np.ndarray]:

@@ -79,9 +79,14 @@ def test_smaller_copies_have_the_short_side():
     [
         ("--modes=host,fast", "unknown fast; choose from host, device, scaled, small"),
         ("--image=40", "must be WIDTHxHEIGHT, such as 500x375, not '40'"),
+        ("--batch_size=0", "must be an integer of 1 or more, not '0'"),
+        ("--rounds=0", "must be an integer of 1 or more, not '0'"),
+        ("--size=0", "must be an integer of 1 or more, not '0'"),
+        ("--seconds=0", "must be a number above 0, not 0"),
+        ("--data_dir=DIR --modes=small", "a copy prepared with --size as --data_dir"),
     ],
 )
-def test_wrong_arguments(monkeypatch, capsys, argument, message):
+def test_wrong_arguments(rates, monkeypatch, capsys, argument, message):
     with pytest.raises(SystemExit):
-        run(monkeypatch, argument)
+        run(monkeypatch, *argument.split())
     assert message in capsys.readouterr().err

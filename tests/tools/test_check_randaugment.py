@@ -37,3 +37,18 @@ def test_other_pixels_are_an_error(run, monkeypatch):
     )
     with pytest.raises(SystemExit, match=r"other pixels than the host.s: Color$"):
         run()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--images=0", "must be an integer of 1 or more, not '0'"),
+        ("--size=0", "must be an integer of 1 or more, not '0'"),
+        ("--batch_size=-1", "must be 0 or more, not -1"),
+    ],
+)
+def test_wrong_arguments(monkeypatch, capsys, argument, message):
+    monkeypatch.setattr(sys, "argv", ["check_randaugment", argument])
+    with pytest.raises(SystemExit):
+        check_randaugment.main()
+    assert message in capsys.readouterr().err
