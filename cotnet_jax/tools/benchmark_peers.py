@@ -87,9 +87,10 @@ def _torch(peer: str, pass_: str, model: str, batch_size: int, size: int) -> Cal
         network = timm.create_model("resnet50")
     else:
         network = TorchCoTNet(model)
-    network = network.to(device, memory_format=torch.channels_last)
-    images = torch.randn(batch_size, 3, size, size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
+    # On GPUs what is faster, on CPUs the original's own, which is as fast there.
+    layout = torch.channels_last if on_gpu else torch.contiguous_format
+    network = network.to(device, memory_format=layout)
+    images = torch.randn(batch_size, 3, size, size, device=device).contiguous(memory_format=layout)
     labels = torch.zeros(batch_size, dtype=torch.long, device=device)
     network.train(pass_ == "train")
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
