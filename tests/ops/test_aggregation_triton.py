@@ -2,7 +2,6 @@
 
 import functools
 import json
-import pathlib
 import subprocess
 import sys
 import warnings
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import triton_interpreter  # noqa: F401  (first, or nothing interprets; may skip all)
+from helpers.lowering import ROOT, lower_alone
 from jax.sharding import PartitionSpec as P
 
 from cotnet_jax.ops import dispatch
@@ -31,7 +31,6 @@ from cotnet_jax.ops.local_aggregation.triton.configs import (
 from cotnet_jax.tools import sanitize_kernels
 
 pytestmark = pytest.mark.kernels
-ROOT = pathlib.Path(__file__).parents[2]
 # N, H, W, groups, share, weight channels, kernel size; parts, rows, block, prefetch.
 CASES = [
     ((2, 5, 7, 1, 8, 8, 3), (1, 2, 512, False)),
@@ -438,17 +437,8 @@ for name, options in json.loads(sys.argv[1]):
 
 def test_kernels_lower_to_ptx(tmp_path):
     variants = [(kernel, options) for kernel, some in KERNELS.items() for options in some]
-    # Another process, because this one's Triton interprets.
-    result = subprocess.run(
-        [sys.executable, "-c", LOWERING, json.dumps(variants)],
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    lowered = [line.split()[:2] for line in result.stdout.splitlines()]
+    lines = lower_alone(LOWERING, tmp_path, json.dumps(variants))
+    lowered = [line.split()[:2] for line in lines]
     assert lowered == [[kernel, sm] for kernel, _ in variants for sm in ("80", "90")]
 
 

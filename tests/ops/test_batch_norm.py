@@ -2,9 +2,6 @@
 
 import functools
 import json
-import pathlib
-import subprocess
-import sys
 import textwrap
 import types
 
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import triton_interpreter  # noqa: F401  (first, or nothing interprets; may skip all)
+from helpers.lowering import lower_alone
 from helpers.processes import finish, start_python
 from jax.sharding import PartitionSpec as P
 
@@ -448,15 +446,4 @@ for kernel, constants, config in (
 
 
 def test_kernels_lower_to_ptx_and_fit_into_shared_memory(tmp_path):
-    root = pathlib.Path(__file__).parents[2]
-    # Another process, because this one's Triton interprets.
-    result = subprocess.run(
-        [sys.executable, "-c", LOWERING],
-        cwd=root,
-        env={"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert len(result.stdout.splitlines()) == 20
+    assert len(lower_alone(LOWERING, tmp_path)) == 20

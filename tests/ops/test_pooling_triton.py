@@ -1,15 +1,13 @@
 """The poolings' kernels in Triton's interpreter, against XLA's forms."""
 
 import functools
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import triton_interpreter  # noqa: F401  (first, or nothing interprets; may skip all)
+from helpers.lowering import lower_alone
 
 from cotnet_jax.ops import dispatch, pooling
 from cotnet_jax.ops.pooling.triton import launch
@@ -99,15 +97,4 @@ for kernel in (kernels.forward, kernels.backward):
 
 
 def test_kernels_lower_to_ptx(tmp_path):
-    root = pathlib.Path(__file__).parents[2]
-    # Another process, because this one's Triton interprets.
-    result = subprocess.run(
-        [sys.executable, "-c", LOWERING],
-        cwd=root,
-        env={"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert len(result.stdout.splitlines()) == 8
+    assert len(lower_alone(LOWERING, tmp_path)) == 8
