@@ -1,13 +1,16 @@
 """Say once that a run waits for its images, and what helps."""
 
+import time
+
 import ml_collections
 from absl import logging
 
 from cotnet_jax.data.parallelism import choose_parallelism, is_noise
 
-# Share of the time, in successive lines of progress, from which on the input is the limit.
+# Share of the time, in successive lines of progress of so many seconds together, from which on the
+# input is the limit. Lines of a few steps tell little: at the beginning workers still start.
 _SHARE = 0.1
-_LINES = 2
+_LINES, _SECONDS = 2, 30
 
 
 class InputLimit:
@@ -22,13 +25,17 @@ class InputLimit:
         self._config = config
         self._rows = rows
         self._shares: list[float] = []
+        self._since = time.monotonic()
         self._said = False
 
     def after_line(self, data_wait_share: float) -> None:
         """Note the share between two lines of progress, 0 to 1; log a warning if it is time to."""
-        waits = data_wait_share >= _SHARE
-        self._shares = [*self._shares, data_wait_share] if waits else []
-        if self._said or len(self._shares) < _LINES:
+        now = time.monotonic()
+        if data_wait_share < _SHARE:
+            self._shares, self._since = [], now
+            return
+        self._shares.append(data_wait_share)
+        if self._said or len(self._shares) < _LINES or now - self._since < _SECONDS:
             return
         self._said = True
         share = sum(self._shares) / len(self._shares)

@@ -1,10 +1,13 @@
 """A run that waits for its images says so once, with what helps."""
 
+import itertools
+
 import pytest
 from absl import logging
 
 from cotnet_jax.configs import default
 from cotnet_jax.data import parallelism
+from cotnet_jax.training import input_limit
 from cotnet_jax.training.input_limit import InputLimit, advice
 
 
@@ -22,16 +25,24 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("shares", "said"),
+    ("shares", "said", "seconds"),
     [
-        ([0.0, 0.05, 0.09, 0.0], None),
+        ([0.0, 0.05, 0.09, 0.0], None, 20),
         # The buffers that were full at the beginning, or a disk that was busy for a while.
-        ([0.5, 0.0, 0.3, 0.0], None),
-        ([0.0, 0.2, 0.4], "30 %"),
-        ([0.2, 0.2, 0.9, 0.9], "20 %"),
+        ([0.5, 0.0, 0.3, 0.0], None, 20),
+        ([0.0, 0.2, 0.4], "30 %", 20),
+        ([0.2, 0.2, 0.9, 0.9], "20 %", 20),
+        # Workers that start, in lines of a few steps each.
+        ([0.9, 0.8, 0.5, 0.4, 0.0], None, 5),
+        ([0.5] * 6, "50 %", 5),
+        ([0.9], None, 60),
     ],
 )
-def test_it_is_said_once_after_two_lines(warnings, shares, said):
+def test_it_is_said_once_after_two_lines_and_half_a_minute(
+    warnings, shares, said, seconds, monkeypatch
+):
+    clock = itertools.count(step=seconds)
+    monkeypatch.setattr(input_limit.time, "monotonic", lambda: next(clock))
     limit = InputLimit(default.get_config(), 640)
     for share in shares:
         limit.after_line(share)
