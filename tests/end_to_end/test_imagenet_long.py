@@ -169,8 +169,6 @@ def test_every_image_counts_once_on_one_two_and_four_processes(
         "--config.distributed.timeout_seconds=120",
     ]
     rows, results = {}, {}
-    # A Python that differs is a new one: two that were forked hung when they read these shards.
-    monkeypatch.setenv("PYTHONNOUSERSITE", "1")
     for processes in (1, 2, 4):
         monkeypatch.setenv("RECORDS", str(tmp_path / f"rows{processes}"))
         workdir = tmp_path / f"run{processes}"
