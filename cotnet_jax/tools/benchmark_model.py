@@ -143,15 +143,12 @@ def measure(pass_: str, setup: TrainSetup, batch: int) -> Row:
     compiled_after = time.perf_counter()
     operands = make()
 
+    call = make_call(pass_, program, operands)
+
     def run(count: int) -> float:
         """Return the seconds of each of so many calls."""
         start = time.perf_counter()
-        for _ in range(count):
-            result = program(*operands)
-            if pass_ == "train":
-                # The state is donated.
-                operands[0] = result[0]
-        jax.block_until_ready(result)
+        call(count)
         return (time.perf_counter() - start) / count
 
     run(2)
@@ -179,6 +176,22 @@ def measure(pass_: str, setup: TrainSetup, batch: int) -> Row:
         launches=launches,
         kinds=kinds,
     )
+
+
+def make_call(
+    pass_: str, program: Callable[..., Any], operands: list[Any]
+) -> Callable[[int], None]:
+    """Return a function that calls the program so many times, and waits for the last result."""
+
+    def call(count: int) -> None:
+        for _ in range(count):
+            result = program(*operands)
+            if pass_ == "train":
+                # The state is donated.
+                operands[0] = result[0]
+        jax.block_until_ready(result)
+
+    return call
 
 
 def profile(run: Callable[[int], float], calls: int = 3) -> tuple[dict[str, float], int]:

@@ -49,8 +49,6 @@ def measure(peer: str, pass_: str, model: str, batch_size: int, size: int) -> fl
 
 
 def _ours(peer: str, pass_: str, model: str, batch_size: int, size: int) -> Callable[[int], None]:
-    import jax
-
     from cotnet_jax.tools import benchmark_model
 
     del peer
@@ -61,17 +59,7 @@ def _ours(peer: str, pass_: str, model: str, batch_size: int, size: int) -> Call
     else:
         traced, make = benchmark_model.trace_inference(setup, batch_size)
     program = benchmark_model.lower(traced).compile()
-    operands = make()
-
-    def call(count: int) -> None:
-        for _ in range(count):
-            result = program(*operands)
-            if pass_ == "train":
-                # The state is donated.
-                operands[0] = result[0]
-        jax.block_until_ready(result)
-
-    return call
+    return benchmark_model.make_call(pass_, program, make())
 
 
 def _torch(peer: str, pass_: str, model: str, batch_size: int, size: int) -> Callable[[int], None]:

@@ -24,7 +24,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cotnet_jax.ops.batch_norm import plain
+from cotnet_jax.ops.batch_norm import plain, training
 from cotnet_jax.ops.convolution import convolve
 from cotnet_jax.ops.dispatch import dispatch, uses_kernels
 from cotnet_jax.ops.varying import align
@@ -114,9 +114,7 @@ def _forward(options, returns_x, x, kernel, scale, bias, residual, branch_scale)
         has_residual=residual is not None,
         scaled=branch_scale is not None,
     )
-    if residual is not None:
-        # Without it XLA computes the sums of a stage again from all that they are sums of.
-        y = lax.optimization_barrier(y)
+    y, _ = training.store_sum(y, residual)
     output = y if activation == "relu" else None
     outputs = (y, mean, var, x) if returns_x else (y, mean, var)
     return outputs, (x, moments, kernel, scale, bias, output, residual is not None, branch_scale)
@@ -125,7 +123,7 @@ def _forward(options, returns_x, x, kernel, scale, bias, residual, branch_scale)
 def _fold(options, x, sums, products, kernel, scale, bias):
     """Return the kernel and the shift of the normalised product, and its mean and variance."""
     _, epsilon, axis_name, _ = options
-    count = x.size // x.shape[-1]
+    count = training.count(x)
     means = (sums / count, products / count)
     if axis_name is not None:
         means = lax.pmean(means, axis_name)

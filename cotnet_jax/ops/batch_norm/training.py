@@ -96,11 +96,11 @@ def _batch_norm(options, *operands):
 def _forward(options, x, scale, bias, residual, branch_scale):
     sums = dispatch(LAUNCH, options[-1], "channel_sums", plain.channel_sums, x)
     y, mean, var = finish(options, sums, x, scale, bias, residual, branch_scale)
-    y, output = _store_sum(y, residual)
+    y, output = store_sum(y, residual)
     return (y, mean, var), (x, mean, var, scale, bias, output, branch_scale)
 
 
-def _store_sum(y, residual):
+def store_sum(y, residual):
     """Return y, and what the gradient needs of it: where there is a residual y itself, else None.
 
     The gradient of a sum's ReLU needs its result, which is kept anyway, in place of the residual.
