@@ -430,8 +430,8 @@ def read(path: pathlib.Path) -> None:
         assert arrays.keys() == checkpoint.state_dict.keys()
 
 
-# Processor time that a reading may take. On an idle core each takes less than one second; a core that
-# is shared stretches that. What these files would cost a reader without a budget is ten times more.
+# Processor time that a reading may take. On an idle core each takes less than one second; a core
+# that is shared stretches that. A reader without a budget would take ten times more.
 MOST_SECONDS = 4
 
 

@@ -90,7 +90,15 @@ def tiny():
     return model, jax.jit(model.init)(jax.random.key(0), images), images
 
 
-@pytest.mark.parametrize("name", cotnet_jax.list_models())
+# Deeper ones of the same blocks, which take five to ten seconds each to trace.
+DEEP = ("se_cotnetd_152", "se_cotnetd_152_L", "se_cotnetd_200", "se_cotnetd_270")
+
+
+def slow_where_deep(names):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in names]
+
+
+@pytest.mark.parametrize("name", slow_where_deep(cotnet_jax.list_models()))
 def test_parameter_count(name):
     leaves = jax.tree.leaves(shapes(name)["params"])
     assert sum(leaf.size for leaf in leaves) == PARAMETERS[name]
@@ -102,7 +110,7 @@ def test_the_tables_hold_every_model():
     assert set(PARAMETERS) - set(GMACS) == {"cotnet_tiny"}
 
 
-@pytest.mark.parametrize("name", GMACS)
+@pytest.mark.parametrize("name", slow_where_deep(GMACS))
 def test_multiplications_of_convolutions_and_classifier(name):
     """Counted from the traced network: each kernel's size times the pixels it is applied to."""
     total = 0

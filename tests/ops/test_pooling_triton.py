@@ -27,10 +27,15 @@ def both(function, implementation, x, gradient):
     return [np.asarray(a, np.float32) for a in (y, pullback(gradient)[0])]
 
 
-@pytest.mark.parametrize("function", [pooling.max_pool, pooling.average_pool])
 @pytest.mark.parametrize(
-    ("size", "channels", "dtype"),
-    [((7, 6), 20, "float32"), ((8, 8), 16, "bfloat16"), ((1, 5), 24, "float16")],
+    ("function", "size", "channels", "dtype"),
+    [
+        (pooling.max_pool, (7, 6), 20, "float32"),
+        (pooling.max_pool, (1, 5), 24, "float16"),
+        (pooling.max_pool, (4, 4), 16, "bfloat16"),
+        (pooling.average_pool, (3, 6), 20, "bfloat16"),
+        (pooling.average_pool, (1, 5), 24, "float32"),
+    ],
 )
 def test_kernels_give_what_xla_gives(function, size, channels, dtype, monkeypatch):
     # Few different values, so that windows have several maxima; and one NaN.

@@ -30,9 +30,10 @@ def test_names_and_shapes_are_those_of_the_published_models(name):
     "name",
     [
         "cotnext50_2x48d",
+        "se_cotnetd_50",
         # Deeper ones of the same blocks, which take ten seconds each.
         pytest.param("se_cotnetd_200", marks=pytest.mark.slow),
-        "se_cotnetd_270",
+        pytest.param("se_cotnetd_270", marks=pytest.mark.slow),
     ],
 )
 def test_round_trip_is_bitwise(name):
