@@ -23,13 +23,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from cotnet_jax.command_line import Parser, positive, positives
 from cotnet_jax.configs import default
@@ -128,8 +129,12 @@ def trace_inference(
     return jax.jit(model.apply).trace(variables, images), make
 
 
-def measure(pass_: str, setup: TrainSetup, batch: int) -> Row:
-    """Compile and time one model.
+def measure(pass_: str, setup: TrainSetup, batch: int, kinds: Mapping[str, str] = KINDS) -> Row:
+    """Compile and time one model; where there are several processes, each calls it.
+
+    Args:
+      batch: images, of all devices.
+      kinds: of GPU kernels, each with a regular expression of their names; the first that fits.
 
     Raises:
       jax.errors.JaxRuntimeError: among others where memory does not suffice.
@@ -152,9 +157,10 @@ def measure(pass_: str, setup: TrainSetup, batch: int) -> Row:
         return (time.perf_counter() - start) / count
 
     run(2)
-    count = max(3, int(SECONDS / run(3)))
+    # Each process counts as many calls as the first.
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(max(3, SECONDS / run(3)))))
     seconds = statistics.median(run(count) for _ in range(ROUNDS))
-    kinds, launches = profile(run) if jax.default_backend() == "gpu" else ({}, 0)
+    taken_by, launches = profile(run, kinds) if jax.default_backend() == "gpu" else ({}, 0)
     cost, memory = program.cost_analysis() or {}, program.memory_analysis()
     taken = memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else 0
     device = jax.devices()[0].device_kind
@@ -174,7 +180,7 @@ def measure(pass_: str, setup: TrainSetup, batch: int) -> Row:
         tflop_per_s=cost.get("flops", 0) / seconds / 1e12,
         gb=cost.get("bytes accessed", 0) / 1e9,
         launches=launches,
-        kinds=kinds,
+        kinds=taken_by,
     )
 
 
@@ -194,8 +200,13 @@ def make_call(
     return call
 
 
-def profile(run: Callable[[int], float], calls: int = 3) -> tuple[dict[str, float], int]:
-    """Return the milliseconds of each kind of kernel in a call, and the number of launches."""
+def profile(
+    run: Callable[[int], float], kinds: Mapping[str, str], calls: int = 3
+) -> tuple[dict[str, float], int]:
+    """Return the milliseconds of each kind of kernel in a call, and the number of launches.
+
+    Both are sums over the devices of this process.
+    """
     milliseconds: Counter[str] = Counter()
     launches = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -206,7 +217,7 @@ def profile(run: Callable[[int], float], calls: int = 3) -> tuple[dict[str, floa
     for plane in data.planes:
         for line in plane.lines if "GPU" in plane.name else ():
             for event in line.events if line.name.startswith("Stream") else ():
-                kind = next(kind for kind, names in KINDS.items() if re.search(names, event.name))
+                kind = next(kind for kind, names in kinds.items() if re.search(names, event.name))
                 milliseconds[kind] += event.duration_ns / 1e6 / calls
                 launches += 1
     return dict(milliseconds), launches // calls
@@ -227,9 +238,8 @@ def measure_what_fits(
         gc.collect()
 
 
-def append(path: Path, row: Row) -> None:
-    """Append a row to a CSV file; make it, with its header, if it is not there."""
-    values = row.values()
+def append(path: Path, values: Mapping[str, Any]) -> None:
+    """Append columns to a CSV file; make it, with its header, if it is not there."""
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, values)
@@ -308,7 +318,7 @@ def main(arguments: list[str]) -> None:
             row = measure_what_fits(options.pass_, make_setup, batch)
             print(as_text(row), flush=True)
             if options.csv:
-                append(options.csv, row)
+                append(options.csv, row.values())
 
 
 if __name__ == "__main__":

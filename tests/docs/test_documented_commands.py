@@ -60,6 +60,7 @@ NOT_RUN = {
     "python -m cotnet_jax.tools.benchmark_ops *": "needs a GPU",
     "python -m cotnet_jax.tools.benchmark_model *": "takes cotnet50 and large batches",
     "python -m cotnet_jax.tools.benchmark_peers *": "takes cotnet50, and PyTorch",
+    "python -m cotnet_jax.tools.benchmark_scaling": "measures cotnet50 on several GPUs",
     "python -m cotnet_jax.tools.tune_kernels *": "needs a GPU",
     "python -m torch.distributed.launch *": "the original's own",
     "hf auth login": "of another package, and needs the network",

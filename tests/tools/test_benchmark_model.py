@@ -61,7 +61,7 @@ def test_a_row_has_a_column_for_each_kind_of_kernel(tmp_path):
     assert "ours 60.0" in benchmark_model.as_text(ROW)
     assert "kernels" not in benchmark_model.as_text(dataclasses.replace(ROW, kinds={}))
     for _ in range(2):
-        benchmark_model.append(tmp_path / "rows.csv", ROW)
+        benchmark_model.append(tmp_path / "rows.csv", ROW.values())
     header, *rows = (tmp_path / "rows.csv").read_text().splitlines()
     assert len(rows) == 2 and "pass,model,batch" in header
     assert ROW.values()["ours_ms"] == 60 and ROW.values()["reduction_ms"] == 0
