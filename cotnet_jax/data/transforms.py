@@ -40,6 +40,7 @@ _SMALL_FILE = 16_384
 _EXCHANGED = (5, 6, 7, 8)
 ROWS_REVERSED, COLUMNS_REVERSED = (3, 4, 7, 8), (2, 3, 6, 7)
 _CROP_ATTEMPTS = 10
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 # Longer images, in multiples of the short side, are cropped before they are resized.
 _LONG = 16
 
@@ -51,7 +52,7 @@ class DecodeError(ValueError):
 def decode(
     data: bytes, *, max_pixels: int = MAX_PIXELS, exif_orientation: bool = False
 ) -> np.ndarray:
-    """Decode an image of any format that Pillow reads.
+    """Decode an image of any format that Pillow reads, but PostScript, which is a program.
 
     JPEG is decoded by simplejpeg, which gives Pillow's pixels in two thirds of the time; what it
     refuses (CMYK, a PNG named .JPEG, harmless damage) is decoded by Pillow.
@@ -178,8 +179,13 @@ def _decode_by_pillow(
 ) -> tuple[np.ndarray, int]:
     """Return the pixels and the EXIF orientation that is left to apply."""
     with Image.open(io.BytesIO(data)) as pil_image:
+        if pil_image.format == "EPS":
+            raise DecodeError("a program in PostScript, which is not run: save it as PNG")
         # Nothing but the header is read until here.
         _check_size(*pil_image.size, max_pixels)
+        # Tiles of TIFF are decoded whole, however small the image is.
+        tags = getattr(pil_image, "tag_v2", {})
+        _check_size(tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0), max_pixels)
         pil_image.load()
         image = to_rgb(pil_image)
         # Read after the pixels: PNG may have it behind them, and of TIFF Pillow has applied it.

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from cotnet_jax.data import transforms
 
@@ -70,6 +70,31 @@ def test_a_header_that_claims_too_much_is_refused_before_anything_is_allocated(f
     tracemalloc.stop()
     assert peak < 10e6
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50e3
+
+
+@pytest.mark.parametrize("compression", [5, 8])
+def test_a_tile_that_is_larger_than_its_image_counts(compression):
+    """A file of 150 bytes, whose tile would take 900 MB."""
+    tags = [
+        *((256, 4, 10), (257, 4, 10), (258, 3, 8), (259, 3, compression), (262, 3, 1)),
+        *((277, 3, 1), (322, 4, 30_000), (323, 4, 30_000), (324, 4, 8), (325, 4, 16)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    data = b"II*\0" + struct.pack("<I", 24) + bytes(16) + struct.pack("<H", len(tags)) + entries
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(transforms.DecodeError, match="30000 x 30000 pixels, more than the limit"):
+        transforms.decode(data + bytes(4))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50e3
+
+
+def test_postscript_is_not_run(monkeypatch):
+    def run(*_, **__):
+        raise AssertionError("Ghostscript was run")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 10\n%%EndComments\nshowpage\n"
+    with pytest.raises(transforms.DecodeError, match="PostScript, which is not run"):
+        transforms.decode(data)
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
