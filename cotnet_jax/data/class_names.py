@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 from cotnet_jax import files
-from cotnet_jax.data.file_names import as_text
+from cotnet_jax.data.file_names import as_class_name
 
 _IMAGENET = pathlib.Path(__file__).with_name("imagenet_classes.txt")
 _MAX_NAMED = 3
@@ -47,8 +47,8 @@ def read_names(path: str | os.PathLike) -> tuple[str, ...]:
 
 
 def comparable(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names as classes.txt and TFDS keep them; ImageNet's words become WordNet ids."""
-    names = tuple(as_text(name).strip() for name in names)
+    """Return names in the form in which equal ones are equal; ImageNet's become WordNet ids."""
+    names = tuple(map(as_class_name, names))
     return imagenet_wnids() if names == imagenet_names() else names
 
 

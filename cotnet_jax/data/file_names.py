@@ -73,6 +73,14 @@ def as_text(name: str) -> str:
     )
 
 
+def as_class_name(name: str) -> str:
+    """Return the name of a class: one line of text, in the one form in which names are equal.
+
+    macOS writes accents as characters of their own (NFD), others as parts of letters (NFC).
+    """
+    return unicodedata.normalize("NFC", as_text(name).strip())
+
+
 def subfolders(folder: str | os.PathLike) -> list[Path]:
     """Return the folders in a folder, sorted, without leftovers of programs."""
     return sorted(
@@ -101,11 +109,12 @@ def walk(
     The reason is one of the constants above, "" for an image. Links to folders are followed.
 
     Args:
-      above: device and inode of the folders that this one is in, to notice links in a circle.
+      above: device and inode of the folders that this one is in, to notice links in a circle; by
+        default of all those up to the root.
     """
     folder = Path(folder)
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
+    here = _identity(folder)
+    above = above or tuple(map(_identity, folder.resolve().parents))
     if here in above:
         yield folder, LOOP
         return
@@ -120,6 +129,11 @@ def walk(
             yield from walk(path, (*above, here))
         else:
             yield path, reason
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def left_out_lines(folder: str | os.PathLike, reasons: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -111,6 +111,18 @@ def test_folders_inside_a_class_are_of_the_class(tmp_path, layout):
     assert "left out 1 links to a folder that they are in" in "\n".join(lines)
 
 
+@pytest.mark.parametrize("target", ["source", "source/train", "source/train/cat"])
+def test_a_link_to_any_folder_above_is_a_circle(tmp_path, target):
+    for name in ("cat", "dog"):
+        put(tmp_path / "source" / "train" / name / "0.png")
+    (tmp_path / "source" / "train" / "cat" / "all").symlink_to(tmp_path / target)
+    assert prepare(tmp_path / "source", tmp_path / "out") == 0
+    found = open_train(tmp_path / "out")
+    assert {found[i]["file_name"] for i in range(len(found))} == {"cat/0.png", "dog/0.png"}
+    (line,) = report(tmp_path / "out")["differences"]
+    assert "left out 1 links to a folder that they are in" in line
+
+
 def test_two_folders_of_one_split_are_an_error(tmp_path, capsys):
     for split in ("val", "valid"):
         put(tmp_path / "source" / split / "cat" / "0.png")
@@ -148,8 +160,19 @@ def test_odd_names_of_classes_and_files_are_kept_as_text(tmp_path, capsys):
     assert r"\xe9.txt" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("names", [("cat", "cat "), (" ", "cat"), (b"\xe9", rb"\xe9")])
-def test_classes_that_only_spaces_or_escapes_tell_apart_are_an_error(tmp_path, names, capsys):
+def test_a_class_whose_accents_are_written_in_two_ways_is_one(tmp_path):
+    """As macOS writes names, and as all others do."""
+    put(tmp_path / "source" / "train" / "caf\u00e9" / "0.png")
+    put(tmp_path / "source" / "val" / "cafe\u0301" / "0.png")
+    assert prepare(tmp_path / "source", tmp_path / "out") == 0
+    assert open_train(tmp_path / "out").class_names == ("caf\u00e9",)
+    assert report(tmp_path / "out")["differences"] == []
+
+
+@pytest.mark.parametrize(
+    "names", [("cat", "cat "), (" ", "cat"), (b"\xe9", rb"\xe9"), ("\u00e9", "e\u0301")]
+)
+def test_classes_that_nothing_visible_tells_apart_are_an_error(tmp_path, names, capsys):
     for name in names:
         put(tmp_path / "source" / os.fsdecode(name) / "0.png")
     assert prepare(tmp_path / "source", tmp_path / "out") == 1

@@ -28,10 +28,11 @@ def match(names, dataset_names, **options):
         ("abc", "abc"),
         (None, "abc"),
         (("a\nb", " c"), ("a\\nb", "c")),
+        (("caf\u00e9", "c"), ("cafe\u0301", "c")),
         (class_names.imagenet_names(), imagenet.wnids()),
         (imagenet.wnids(), class_names.imagenet_names()),
     ],
-    ids=["same", "unknown", "as text", "words", "WordNet ids"],
+    ids=["same", "unknown", "as text", "accents", "words", "WordNet ids"],
 )
 def test_the_same_names_change_nothing(names, dataset_names):
     assert match(names, dataset_names) == list(range(len(dataset_names)))

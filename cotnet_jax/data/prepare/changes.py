@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cotnet_jax.data.dataset_folder import open_folder
+from cotnet_jax.data.file_names import as_class_name
 from cotnet_jax.data.prepare.listing import ImageFile
 from cotnet_jax.data.prepare.plan import Plan
 from cotnet_jax.data.prepare.shards import Stored, convert
@@ -68,7 +69,7 @@ def _compare(plan: Plan, report: Mapping[str, Any]) -> dict[str, set[str]]:
                 there.add(key)
                 image = wanted.get(key)
                 if image and (
-                    source.class_names[element["label"]] != classes[image.label]
+                    as_class_name(source.class_names[element["label"]]) != classes[image.label]
                     or element["image"] != _stored(image, plan)
                 ):
                     changed.add(key)

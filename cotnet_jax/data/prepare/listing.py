@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cotnet_jax import command_line
 from cotnet_jax.data.file_names import (
     OUTSIDE,
+    as_class_name,
     as_text,
     left_out_lines,
     subfolders,
@@ -93,13 +94,17 @@ def list_folder(source: Path, pool: Executor, layout: str = "") -> Listing:
             f"{source}: several folders are of the same split ({', '.join(p.name for p in top)} "
             f"give {', '.join(folders)}); merge them, or rename all but one"
         )
-    names = {path.name for folder in folders.values() for path in subfolders(folder)}
-    classes = {class_name(name) for name in names}
-    if "" in classes or len(classes) < len(names):
-        raise SourceError(
-            f"{source}: names of classes must differ in more than spaces around them, and have "
-            f"other characters; found {', '.join(sorted(map(repr, names)))[:500]}"
-        )
+    classes: set[str] = set()
+    for folder in folders.values():
+        names = [path.name for path in subfolders(folder)]
+        here = set(map(as_class_name, names))
+        if "" in here or len(here) < len(names):
+            raise SourceError(
+                f"{folder}: names of classes must differ in more than spaces around them and in "
+                "more than how Unicode writes their accents, and have other characters than "
+                f"spaces; found {', '.join(map(ascii, names))[:500]}"
+            )
+        classes |= here
     listing = Listing({}, sorted(classes))
     if in_splits:
         listing.differences += _left_out_beside(source)
@@ -146,7 +151,7 @@ def list_class_folders(
       SourceError: a class folder's name is not in ``class_names``.
     """
     paths = subfolders(folder)
-    check_classes(folder, [class_name(path.name) for path in paths], class_names)
+    check_classes(folder, [as_class_name(path.name) for path in paths], class_names)
     label_of = {name: label for label, name in enumerate(class_names)}
     listed = pool.map(list_images_below if nested else list_images, map(str, paths))
     bar = tqdm(
@@ -158,7 +163,7 @@ def list_class_folders(
     images: list[ImageFile] = []
     left_out: list[tuple[str, str]] = []
     for path, (images_here, others) in bar:
-        label = label_of[class_name(path.name)]
+        label = label_of[as_class_name(path.name)]
         images += [image._replace(label=label) for image in images_here]
         left_out += others
     return images, [*_left_out_beside(folder), *left_out_lines(folder, left_out)]
@@ -189,11 +194,6 @@ def _list(folder, entries: Iterable[tuple[Path, str]]):
             name = as_text(path.relative_to(folder).as_posix())
             images.append(ImageFile(name, -1, str(path), 0, path.stat().st_size))
     return images, others
-
-
-def class_name(folder: str) -> str:
-    """Return the name of the class of a folder: one line of text, as TFDS keeps it."""
-    return as_text(folder).strip()
 
 
 def _left_out_beside(folder: Path) -> Iterator[str]:
