@@ -50,6 +50,18 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
+@pytest.fixture(autouse=True)
+def no_endless_wait(monkeypatch):
+    """A lock that is waited for in vain fails its test, instead of stopping all of them."""
+    end, sleep = time.monotonic() + 60, time.sleep
+
+    def sleep_until_the_end(seconds):
+        assert time.monotonic() < end, "still waits for the lock"
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep_until_the_end)
+
+
 @pytest.fixture
 def held(tmp_path):
     """A lock that another process holds, and that process."""
