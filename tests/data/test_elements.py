@@ -10,7 +10,7 @@ from absl import flags
 from helpers import small_dataset
 from PIL import Image
 
-from cotnet_jax.data import pipeline, sources, transforms
+from cotnet_jax.data import imagenet, pipeline, sources, transforms
 
 
 def first_training_batch(config):
@@ -48,8 +48,20 @@ def test_the_label_that_counts_is_that_of_the_image_that_replaces_another(tmp_pa
     np.testing.assert_array_equal(np.sort(batch["label"]), [0, 1, 1, 1])
 
 
-@pytest.mark.parametrize(("setting", "applied"), [(None, True), (True, True), (False, False)])
-def test_exif_orientation_is_applied_in_folders_of_ones_own(tmp_path, setting, applied):
+@pytest.mark.parametrize(
+    ("name", "setting", "applied"),
+    [
+        (small_dataset.NAME, None, True),
+        (small_dataset.NAME, True, True),
+        (small_dataset.NAME, False, False),
+        (imagenet.NAME, None, False),
+        (imagenet.NAME, True, True),
+    ],
+)
+def test_exif_orientation_is_applied_in_folders_of_ones_own(
+    tmp_path, monkeypatch, name, setting, applied
+):
+    monkeypatch.setattr(small_dataset, "NAME", name)
     exif = Image.Exif()
     exif[0x0112] = 3
     pixels = np.zeros((8, 8, 3), np.uint8)
