@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cotnet_jax.data.depth import to_rgb
+from cotnet_jax.data.exif import jpeg_orientation
 
 # File name suffixes, in lower case, by which images are found in folders.
 IMAGE_SUFFIXES = (
@@ -32,9 +33,6 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
 }
 _JPEG_START = b"\xff\xd8"
-# The marker of a JPEG's metadata, and bytes that are sooner searched for it than opened by Pillow.
-_APP1 = b"\xff\xe1"
-_SMALL_FILE = 16_384
 # EXIF orientations whose images are turned upright by exchanging rows and columns and, then, by
 # reversing their order.
 _EXCHANGED = (5, 6, 7, 8)
@@ -200,9 +198,9 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    # Pillow takes 21 us to open an image of any size: as long as decoding 64 x 64 pixels.
-    if len(data) < _SMALL_FILE and _APP1 not in data:
-        return 1
+    found = jpeg_orientation(data)
+    if found is not None:
+        return found
     try:
         with Image.open(io.BytesIO(data)) as pil_image:
             return _orientation(pil_image)

@@ -282,12 +282,34 @@ def test_orientation_is_found_behind_other_segments(before):
         assert transforms.decode(data, exif_orientation=True).shape == (7, 5, 3)
 
 
-def test_small_images_without_metadata_are_not_opened_twice(monkeypatch):
+def with_exif(order, entries):
+    """A JPEG of 7 x 5 whose EXIF has these entries: bytes of (tag, type, count, value)."""
+    mark = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    directory = struct.pack(order + "IH", 8, len(entries)) + b"".join(entries) + bytes(4)
     data = encode(Image.new("RGB", (7, 5)), "JPEG")
+    return data[:2] + segment(0xE1, b"Exif\0\0" + mark + directory) + data[2:]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_orientation_is_read_without_opening_the_image_again(order, orientation, monkeypatch):
+    other = struct.pack(order + "HHII", 0x0100, 4, 1, 7)
+    turned = struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
+    plain = encode(Image.new("RGB", (7, 5)), "JPEG")
     opened = []
     monkeypatch.setattr(Image, "open", opened.append)
-    assert transforms.decode(data[:2] + ICC + data[2:], exif_orientation=True).shape == (5, 7, 3)
+    for data in (with_exif(order, [turned]), with_exif(order, [other, turned])):
+        shape = (5, 7, 3) if orientation == 1 else (7, 5, 3)
+        assert transforms.decode(data, exif_orientation=True).shape == shape
+    for data in (plain, plain[:2] + ICC + plain[2:], with_exif(order, [other])):
+        assert transforms.decode(data, exif_orientation=True).shape == (5, 7, 3)
     assert not opened
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_an_orientation_of_another_type_is_found_too(order):
+    data = with_exif(order, [struct.pack(order + "HHII", 0x0112, 4, 1, 6)])
+    assert transforms.decode(data, exif_orientation=True).shape == (7, 5, 3)
 
 
 def test_damaged_exif_does_no_harm_on_request():
