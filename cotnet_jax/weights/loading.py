@@ -596,8 +596,9 @@ def _torch_notes(path, checkpoint, read, how):
         yield "          " + ", ".join(f"{key} {value}" for key, value in known.items())
     other = {"ema": "raw", "raw": "ema"}[read.kind]
     choice = f"; it has {other} weights too: --kind={other}"
+    where = f" of '{printable(checkpoint.unusual_key)}'" if checkpoint.unusual_key else ""
     yield (
-        f"weights   {read.kind}, {len(tensors)} tensors"
+        f"weights   {read.kind}, {len(tensors)} tensors{where}"
         f"{choice if other in checkpoint.available else ''}"
     )
     if checkpoint.prefixes:

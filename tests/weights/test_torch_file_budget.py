@@ -77,6 +77,28 @@ HOSTILE = {
         b"(" + b"".join(build.name("m", str(i)) for i in range(10_000)) + b"l",
         "more than 1,000 classes and functions",
     ),
+    "one dictionary under many keys": (
+        b"}("
+        + b"".join(build.text(f"key {i}") + b"N" for i in range(5000))
+        + b"u"
+        + KEEP
+        + b"0}("
+        + b"".join(build.text(str(i)) + GIVE for i in range(50_000))
+        + b"u",
+        "steps",
+    ),
+    "one dictionary inside many": (
+        b"}("
+        + b"".join(build.text(f"key {i}") + b"N" for i in range(5000))
+        + b"u"
+        + KEEP
+        + b"0}("
+        + b"".join(
+            build.text(str(i)) + b"}" + build.text("module") + GIVE + b"s" for i in range(30_000)
+        )
+        + b"u",
+        "steps",
+    ),
     "many keys": (
         b"}(" + b"".join(build.text(f"key {i}") + b"N" for i in range(50_000)) + b"u",
         "and 49980 more",

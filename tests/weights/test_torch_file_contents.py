@@ -175,6 +175,44 @@ def test_keys_of_the_ema(tmp_path, raw, ema, inner):
     assert torch_files.read_torch_checkpoint(path, "raw").arrays()["w"].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("key", "inner", "kind"),
+    [
+        ("module", None, "raw"),
+        ("weights", None, "raw"),
+        ("generator", "state_dict", "raw"),
+        ("net_ema", None, "ema"),
+    ],
+)
+def test_the_only_state_dict_under_any_key(tmp_path, key, inner, kind):
+    """As DeepSpeed and others name it."""
+    storages = {}
+    entries = nested(tiny(), storages, 0)
+    entries = build.dict_of({inner: entries}) if inner else entries
+    optimizer = build.dict_of({"state": build.dict_of({})})
+    path = tmp_path / "w.pth"
+    path.write_bytes(
+        build.zip_file(build.dict_of({"optimizer": optimizer, key: entries}), storages)
+    )
+    read = loading.read_weights(path)
+    assert read.kind == kind
+    assert equal(read.variables, name_map.from_torch_state_dict("cotnet_tiny", tiny()))
+    assert f"weights   {kind}, {len(tiny())} tensors of '{key}'" in report(read)
+
+
+def test_several_state_dicts_are_listed(tmp_path):
+    storages = {}
+    found = {
+        name: nested({"w": np.ones(2, np.float32)}, storages, i)
+        for i, name in enumerate(("student", "teacher"))
+    }
+    path = tmp_path / "w.pth"
+    path.write_bytes(build.zip_file(build.dict_of(found), storages))
+    words = r"has 2 state dicts, student \(dict of 1\), teacher \(dict of 1\): save the one"
+    with pytest.raises(TorchFileError, match=words):
+        torch_files.read_torch_checkpoint(path)
+
+
 # ------------------------------------------------------------------------------- unsupported kinds
 
 
@@ -384,6 +422,7 @@ def test_damaged_shards(tmp_path):
         (good.replace("model-00002", "../model-00002"), "not a name"),
         (good.replace("model-00002", "/model-00002"), "not a name"),
         (good.replace("00002-of-00003.safetensors", "2.bin"), "is no shard"),
+        (good.replace("model-00002", "m" * 300), "shard m+.* is missing"),
         (good[:-5], "the index is damaged"),
         ("{}", "without weight_map"),
         ("[]", "not a dictionary"),

@@ -583,6 +583,7 @@ def test_exchanged_members_are_noticed(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"\x1f\x8b" + b"x" * 100, "gzip"),
         (b"x" * 257 + b"ustar" + b"x" * 300, "tar archive"),
+        (b'{"metadata": {}, "weight_map": {}}', r"of shards only those of safetensors are read"),
         (b"x" * 100, "neither"),
         (pickle.dumps({"a": 1}), "magic number is missing"),
         (b"PK\x03\x04" + b"x" * 100, "download complete"),

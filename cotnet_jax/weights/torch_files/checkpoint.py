@@ -31,8 +31,8 @@ WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 # torch.optim.swa_utils.AveragedModel counts what it has averaged.
 AVERAGED = "n_averaged"
 _LISTED = 20
-# Steps of the budget that an entry of a state dict costs.
-_ENTRY = 20
+# Steps of the budget that an entry of a state dict costs, and one of what may be none.
+_ENTRY, _LOOKED_AT = 20, 4
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 # Calls that are not made -> the kind of tensor that PyTorch would make.
 _KINDS = {
@@ -73,6 +73,7 @@ class TorchCheckpoint:
       epoch, metric: those of a training checkpoint, if the file has them.
       left_out: contents of the file that are not in ``state_dict``, one line each.
       metadata: metadata of a safetensors file.
+      unusual_key: the file's entry that is the state dict, where only that shows what it is.
     """
 
     path: str
@@ -88,6 +89,7 @@ class TorchCheckpoint:
     metadata: dict[str, str]
     prefixes: tuple[str, ...] = ()
     unsupported: dict[str, str] = dataclasses.field(default_factory=dict)
+    unusual_key: str | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Read the values of all tensors, read-only, mapped from the file if possible.
@@ -126,7 +128,7 @@ def read_torch_checkpoint(
 
 
 def _choose(file: TorchFile, kind: Kind | None) -> TorchCheckpoint:
-    found = _state_dicts(file.value, file.metadata)
+    found = _state_dicts(file.value, file.metadata) or _only_state_dict(file.value, file.budget)
     if not found:
         raise TorchFileError(f"no state dict in it; it holds {_contents(file.value)}")
     kind = kind or ("ema" if "ema" in found else "raw")
@@ -154,6 +156,7 @@ def _choose(file: TorchFile, kind: Kind | None) -> TorchCheckpoint:
         metadata=file.metadata,
         prefixes=tuple(f"{wrapper}." for wrapper in read.wrappers),
         unsupported=read.unsupported,
+        unusual_key=None if key in RAW_KEYS + EMA_KEYS else key,
     )
 
 
@@ -196,6 +199,32 @@ def _state_dicts(value, metadata) -> dict[Kind, tuple[str | None, dict[Any, Any]
         averaged = metadata.get("weights") == "ema" or AVERAGED in value
         found["ema" if averaged else "raw"] = (None, value)
     return found
+
+
+def _only_state_dict(value, budget: Budget) -> dict[Kind, tuple[str | None, dict[Any, Any]]]:
+    """Return what ``_state_dicts`` does, of a file with one state dict under some other key.
+
+    Raises:
+      TorchFileError: there are several.
+    """
+    found = {}
+    for key, entry in value.items() if type(value) is dict else ():
+        if type(key) is not str or type(entry) is not dict:
+            continue
+        # Many keys can share one dictionary.
+        for part in (entry, *map(entry.get, INNER_KEYS)):
+            budget.spend(_LOOKED_AT * len(part) if type(part) is dict else 1)
+        if entries := _state_dict_in(entry):
+            found[key] = entries
+    if len(found) > 1:
+        raise TorchFileError(
+            f"has {len(found)} state dicts, {', '.join(_list(found.items(), ' (', ')'))}: save the "
+            "one that is meant alone"
+        )
+    return {
+        "ema" if "ema" in key.lower().split("_") else "raw": (key, entries)
+        for key, entries in found.items()
+    }
 
 
 @dataclasses.dataclass

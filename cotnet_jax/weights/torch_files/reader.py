@@ -27,6 +27,7 @@ _OTHERS = (
     (b"\xfd7zXZ", "compressed by xz: unpack it first"),
     (b"\x89HDF", "an HDF5 file, not one of PyTorch"),
     (b"\x93NUMPY", "a NumPy file, not one of PyTorch"),
+    (b"{", "JSON; of shards only those of safetensors are read, by NAME.safetensors.index.json"),
 )
 
 
@@ -116,7 +117,8 @@ def _read_shards(index, budget):
     metadata: dict[str, str] = {}
     for file, names in read_index(index, budget).items():
         path = index.with_name(file)
-        if not path.is_file():
+        # Also where no file can have the name.
+        if not os.path.isfile(path):
             raise TorchFileError(
                 f"its shard {printable(file)} is missing: get it too, into the same folder"
             )
