@@ -1,6 +1,7 @@
 """Sources of images: TFDS datasets, prepared folders, the digits, synthetic noise."""
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from cotnet_jax.data.dataset_folder import (
     check_shards,
     first_line,
     open_folder,
+    remedy,
 )
 from cotnet_jax.data.transforms import DecodeError
 
@@ -148,6 +150,10 @@ class TfdsSource:
                 )
         if not features["label"].num_classes:
             raise DatasetError(f"{builder.data_dir}: its feature 'label' has no classes")
+        # TFDS passes over such files, and what is in them.
+        for name, each in info.splits.items():
+            if any(each.shard_lengths) and min(each.shard_lengths) < 1:
+                raise _damaged_info(builder, f"a file of split {name!r} has no records")
         try:
             self._source = builder.as_data_source(
                 split, decoders={"image": tfds.decode.SkipDecoding()}
@@ -159,13 +165,12 @@ class TfdsSource:
                 f"  {command_line.command('prepare')} imagenet --source={builder.data_dir} "
                 "--output=DATA_DIR"
             ) from error
-        except (ValueError, KeyError, AssertionError) as error:
-            raise DatasetError(
-                f"no split {split!r} in {builder.data_dir}; it has {', '.join(info.splits)}"
-            ) from error
+        # Each format that TFDS reads has exceptions of its own.
+        except Exception as error:
+            raise _split_error(builder, split, error) from error
         check_shards(builder.data_dir, files)
         self.num_classes = features["label"].num_classes
-        self.class_names = tuple(features["label"].names)
+        self.class_names = _class_names(builder)
         self.exif_orientation = exif_orientation
 
     def __len__(self) -> int:
@@ -218,6 +223,49 @@ class Synthetic:
         top, left = divmod(index % _SYNTHETIC_MARGIN**2, _SYNTHETIC_MARGIN)
         window = self._canvas[top : top + self.image_size, left : left + self.image_size]
         return {"image": window, "label": index % self.num_classes, "file_name": ""}
+
+
+def _damaged_info(builder: tfds.core.DatasetBuilder, what: str) -> DatasetError:
+    path = builder.data_path / "dataset_info.json"
+    return DatasetError(f"{path}: is damaged ({what}); {remedy(builder.data_dir)}")
+
+
+def _split_error(builder: tfds.core.DatasetBuilder, split: str, error: Exception) -> DatasetError:
+    """Return why a split cannot be opened."""
+    splits = builder.info.splits
+    if not splits:
+        return _damaged_info(builder, "it names no splits")
+    if split in splits:
+        return _damaged_info(builder, first_line(error))
+    with contextlib.suppress(Exception):
+        if not splits[split].file_instructions:
+            sizes = ", ".join(f"{name} ({each.num_examples})" for name, each in splits.items())
+            return DatasetError(
+                f"split {split!r} of {builder.data_dir} holds no images; its splits: {sizes}"
+            )
+    return DatasetError(f"no split {split!r} in {builder.data_dir}; it has {', '.join(splits)}")
+
+
+def _class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
+    """Return the names of the classes; TFDS takes numbers where it cannot read them.
+
+    Raises:
+      DatasetError: their file is no text, or has another number of names.
+    """
+    label = builder.info.features["label"]
+    path = builder.data_path / "label.labels.txt"
+    if not path.exists():
+        return tuple(label.names)
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: {first_line(error)}; {remedy(builder.data_dir)}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != label.num_classes:
+        raise DatasetError(
+            f"{path}: names {len(names)} classes of {label.num_classes}; {remedy(builder.data_dir)}"
+        )
+    return names
 
 
 def _is_folder(name: str) -> bool:

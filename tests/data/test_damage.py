@@ -82,6 +82,59 @@ def test_torn_metadata_is_one_error_with_the_file(folder, file, keep):
         open_train(folder)
 
 
+def change_split(**fields):
+    return lambda info: info["splits"][0].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda info: info.update(splits=[]), "names no splits"),
+        (lambda info: info.pop("name"), "Could not format template"),
+        (lambda info: info.update(fileFormat="parquet"), "is damaged"),
+        (change_split(filepathTemplate="{FOO}"), "Could not format template"),
+        (change_split(shardLengths=["-1", "6"]), "a file of split 'train' has no records"),
+        (change_split(shardLengths=["0", "6"]), "a file of split 'train' has no records"),
+    ],
+    ids=["no splits", "no name", "other format", "template", "negative", "zero"],
+)
+def test_wrong_metadata_is_one_error_with_the_file(folder, change, words):
+    path = folder / "dataset_info.json"
+    info = json.loads(path.read_text())
+    change(info)
+    path.write_text(json.dumps(info))
+    with pytest.raises(sources.DatasetError, match=rf"{path}: .*{words}.*prepare it again"):
+        open_train(folder)
+
+
+def test_a_split_without_images_is_said_to_be_one(folder):
+    data = small_dataset.config_for(folder).data
+    with pytest.raises(sources.DatasetError, match=r"'train\[:0\]' .* holds no images; .*train \("):
+        sources.open_source(data, "train[:0]")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"cat\n", "names 1 classes of 2"),
+        (b"cat\ndog\nemu\n", "names 3 classes of 2"),
+        (b"", "names 0 classes of 2"),
+        (b"caf\xe9\ndog\n", "can't decode byte 0xe9"),
+    ],
+)
+def test_damaged_names_of_classes_are_not_replaced_by_numbers(folder, content, words):
+    path = folder / "label.labels.txt"
+    path.write_bytes(content)
+    with pytest.raises(sources.DatasetError, match=rf"{path}: .*{words}.*prepare it again"):
+        open_train(folder)
+
+
+def test_a_mark_before_the_names_of_classes_is_none_of_them(folder):
+    path = folder / "label.labels.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert open_train(folder).class_names == ("cat", "dog")
+
+
 def test_torn_metadata_of_the_digits(tmp_path):
     info = next(digits.builder(str(tmp_path)).data_path.glob("dataset_info.json"))
     info.write_text(info.read_text()[:100])
