@@ -83,6 +83,9 @@ CLASSES: Mapping[str, Change] = {
     "notes": Change.FREE,
 }
 
+# The field that a changed number of training images is reported as.
+IMAGES = "data.train_split"
+
 # Fields that runs of earlier versions do not have, and what those runs did.
 _BEFORE: Mapping[str, Any] = {"augment.randaugment_on": "host", "data.scaled_decoding": False}
 
@@ -121,7 +124,6 @@ def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     unless it is known what earlier versions did.
     """
     earlier, current = {**_BEFORE, **flatten(before)}, flatten(now)
-    allowed = allowed_changes(now)
     differences = []
     for field, value in current.items():
         if field not in earlier or field == "resume.allow_changes":
@@ -129,9 +131,26 @@ def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
         old, new = (_comparable(field, each) for each in (earlier[field], value))
         if old != new:
             free = change_of(field) is Change.FREE
-            listed = any(name in ("all", field) or field.startswith(f"{name}.") for name in allowed)
-            differences.append(Difference(field, earlier[field], value, free or listed))
+            allowed = free or _is_listed(field, now)
+            differences.append(Difference(field, earlier[field], value, allowed))
     return differences
+
+
+def compare_images(before: int, now: int, config: Mapping[str, Any]) -> list[Difference]:
+    """Compare the numbers of training images, which decide their order and the length of epochs.
+
+    Args:
+      config: the one that resumes, parsed from JSON.
+    """
+    if before == now:
+        return []
+    field, (there, here) = IMAGES, (f"{number:,} images" for number in (before, now))
+    return [Difference(field, there, here, _is_listed(field, config))]
+
+
+def _is_listed(field: str, config: Mapping[str, Any]) -> bool:
+    allowed = allowed_changes(config)
+    return any(name in ("all", field) or field.startswith(f"{name}.") for name in allowed)
 
 
 def _comparable(field: str, value: Any) -> Any:

@@ -17,9 +17,11 @@ from clu import parameter_overview
 
 from cotnet_jax import files
 from cotnet_jax.checkpoint.config_changes import (
+    IMAGES,
     Change,
     Difference,
     change_of,
+    compare_images,
     find_differences,
 )
 from cotnet_jax.data import class_names as names_of_classes
@@ -182,6 +184,7 @@ class Workdir:
         *,
         has_steps: bool,
         class_names: Sequence[str] | None = None,
+        images: int | None = None,
     ) -> None:
         """Refuse settings that the run here cannot be resumed with; log the others that differ.
 
@@ -191,6 +194,7 @@ class Workdir:
           has_steps: whether there is a checkpoint. Without one the run starts anew, and may do so
             with any settings.
           class_names: the dataset's, in the order of its labels; None compares none.
+          images: number of training images; None compares none.
 
         Raises:
           WorkdirError: lists the fields that differ and must not; or the dataset's classes are
@@ -200,6 +204,10 @@ class Workdir:
 
         def check() -> None:
             differences = self._find_differences(config)
+            before = self._images_before()
+            reported = {difference.field for difference in differences}
+            if before is not None and images is not None and IMAGES not in reported:
+                differences += compare_images(before, images, json.loads(config.to_json()))
             if has_steps:
                 self._refuse(differences)
             for difference in differences:
@@ -210,6 +218,16 @@ class Workdir:
                 self._check_classes(config, class_names)
 
         run_on_first(check, _SHARE_SECONDS)
+
+    def _images_before(self) -> int | None:
+        """Return the number of training images of the last start; None if that is unknown."""
+        images: Any = None
+        with contextlib.suppress(FileNotFoundError), open(self.starts, "rb") as lines:
+            for line in lines:
+                # Those of earlier versions lack it, and a torn one is none.
+                with contextlib.suppress(ValueError, TypeError, AttributeError):
+                    images = json.loads(line).get("images", images)
+        return images if type(images) is int else None
 
     def _check_classes(self, config, class_names: Sequence[str]) -> None:
         """Refuse a dataset whose labels mean other classes than those that the run has learned."""
@@ -285,6 +303,7 @@ class Workdir:
         params: Mapping[str, Any],
         mesh: jax.sharding.Mesh,
         class_names: Sequence[str],
+        images: int | None = None,
     ) -> None:
         """Write parameters, devices, mesh, versions and config into the workdir.
 
@@ -293,6 +312,7 @@ class Workdir:
 
         Args:
           params: nested dict of arrays or ``jax.ShapeDtypeStruct``.
+          images: number of training images.
 
         Raises:
           OSError: the workdir cannot be written to.
@@ -302,7 +322,7 @@ class Workdir:
         overview = parameter_overview.get_parameter_overview(params, include_stats=False)
         environment = describe_environment(mesh)
         config_text = config.to_json(indent=2)
-        start = {**environment, "config": json.loads(config.to_json())}
+        start = {**environment, "images": images, "config": json.loads(config.to_json())}
         with self._explain_failure():
             self.path.mkdir(parents=True, exist_ok=True)
             files.append_line(self.starts, json.dumps(start))

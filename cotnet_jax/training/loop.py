@@ -56,7 +56,12 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
     optimizer = build_optimizer(setup)
     # A run that resumes takes its weights from a checkpoint; until then their shapes will do.
     resumes = has_steps(workdir.checkpoints)
-    workdir.check_resume(setup.config, has_steps=resumes, class_names=setup.class_names)
+    workdir.check_resume(
+        setup.config,
+        has_steps=resumes,
+        class_names=setup.class_names,
+        images=len(setup.train_source),
+    )
     # The first steps may train only the head, which is another program.
     first_step = build_train_step(setup, optimizer, head_only=setup.head_only_steps > 0)
     state = abstract_train_state(setup, optimizer)
@@ -79,6 +84,7 @@ def _train(setup: TrainSetup, workdir: Workdir) -> dict[str, float]:
             params=state.params,
             mesh=setup.mesh,
             class_names=setup.train_source.class_names,
+            images=len(setup.train_source),
         )
         eval_metrics = {}
         if trainer.missed_evaluation():

@@ -1,8 +1,11 @@
 """Resuming with what the run has not learned is refused, and its files stay as they are."""
 
+import re
+import shutil
+
 import pytest
 from helpers import small_dataset
-from helpers.small_network import create_small
+from helpers.small_network import create_small, short_digits_config
 
 from cotnet_jax.checkpoint.checkpointer import CheckpointError
 from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
@@ -43,3 +46,39 @@ def test_other_class_names_are_refused_and_nothing_is_overwritten(tmp_path, monk
     train(("cat", "cow"), accept_classes=True)
     assert "classes differ, as accepted: only the run has 'dog'" in caplog.text
     assert workdir.classes.read_text() == "cat\ncow\n"
+
+
+def test_a_dataset_that_has_grown_is_refused_and_can_be_allowed(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(setup, "create_model", create_small)
+    folder = tmp_path / "mine"
+
+    def train(images, **fields):
+        shutil.rmtree(folder, ignore_errors=True)
+        small_dataset.write(folder, [0, 1] * (images // 2))
+        config = small_dataset.config_for(folder)
+        config.epochs, config.schedule.warmup_epochs, config.mixing.probability = 1, 0, 0.0
+        config.resume.update(fields)
+        return loop.train(config, tmp_path / "run")
+
+    train(4)
+    words = "--config.data.train_split: '4 images' there, '8 images' here"
+    with pytest.raises(WorkdirError, match=re.escape(words)) as error:
+        train(8)
+    assert "--config.resume.allow_changes=data.train_split" in str(error.value)
+    train(8, allow_changes="data.train_split")
+    assert f"Changed since the last start: {words}" in caplog.text
+    # What was allowed once is the run's now.
+    train(8)
+    with pytest.raises(WorkdirError, match="'8 images' there, '4 images' here"):
+        train(4)
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", '{"images": "many"}', '{"images": nul', "\xff", ""])
+def test_starts_that_do_not_tell_the_images_compare_none(tmp_path, line):
+    workdir = Workdir(tmp_path)
+    workdir.starts.write_bytes(line.encode("latin1"))
+    workdir.check_resume(short_digits_config(), has_steps=True, images=5)
+    workdir.starts.write_bytes(b'{"images": 4}\n' + line.encode("latin1"))
+    if line != '{"images": "many"}':
+        with pytest.raises(WorkdirError, match="'4 images' there"):
+            workdir.check_resume(short_digits_config(), has_steps=True, images=5)
