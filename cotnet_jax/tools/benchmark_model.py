@@ -94,7 +94,11 @@ def set_up(model: str, size: int, implementation: str | None, batch: int | None)
     config.model.name = model
     config.batch_size = batch or config.batch_size
     config.data.image_size = size
-    setup = benchmark_step.set_up_training(config)
+    return with_implementation(benchmark_step.set_up_training(config), implementation)
+
+
+def with_implementation(setup: TrainSetup, implementation: str | None) -> TrainSetup:
+    """Return a setup whose model runs in one implementation, as in ``CoTNet``."""
     network = setup.model.clone(implementation=implementation)
     return dataclasses.replace(setup, eval=dataclasses.replace(setup.eval, model=network))
 

@@ -3,9 +3,10 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
-from cotnet_jax.tools import arrangements, benchmark_scaling
+from cotnet_jax.tools import arrangements, benchmark_scaling, check_scaling
 from cotnet_jax.tools.arrangements import Arrangement, ArrangementError
 
 MEASURED = {
@@ -95,3 +96,28 @@ def test_on_the_cores_of_a_cpu(capsys):
     options = ["--models=cotnet_tiny", "--devices=1,2", "--batch_size=2", "--size=32"]
     benchmark_scaling.main(options)
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(("change", "code"), [(0.0, 0), (1e-3, 1), (float("nan"), 1)])
+def test_weights_that_depend_on_the_devices_are_seen(monkeypatch, capsys, change, code):
+    def train(task, arrangement, seconds):
+        wrong = change if arrangement.devices == 2 and task["implementation"] else 0.0
+        return {"a": np.ones(3), "b": np.full(2, 2.0) + wrong}
+
+    monkeypatch.setattr(check_scaling, "train", train)
+    assert check_scaling.main(["--model=cotnet_tiny", "--devices=1,2"]) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7 and ("0.0e+00" in lines[-1]) == (code == 0)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        check_scaling.main(["--devices=1,3", "--batch_size=8"])
+    assert "--batch_size=8 is not divided by 3" in capsys.readouterr().err
+
+
+@pytest.mark.end_to_end
+@pytest.mark.slow
+def test_ten_steps_on_the_cores_of_a_cpu():
+    options = ["--model=cotnet_tiny", "--devices=1,2", "--batch_size=4", "--size=32"]
+    assert check_scaling.main(options) == 0
