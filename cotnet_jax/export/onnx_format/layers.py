@@ -146,81 +146,83 @@ def cot_layer(
 
 def _concatenate(graph, x, static, groups):
     """Concatenate the channels group by group."""
-    names = [x.name, static.name]
-    if groups > 1:
-        shape = {"shape": np.array([0, groups, x.channels // groups, x.size, x.size])}
-        names = [graph.add("Reshape", "by_group", [name], shape) for name in names]
-    both = graph.add("Concat", "concat", names, axis=1 if groups == 1 else 2)
+    both = graph.add("Concat", "concat", [x.name, static.name], axis=1)
     channels = x.channels + static.channels
     if groups > 1:
-        shape = {"shape": np.array([0, channels, x.size, x.size])}
-        both = graph.add("Reshape", "concat", [both], shape)
+        by_group = np.arange(channels).reshape(2, groups, -1).swapaxes(0, 1).ravel()
+        both = graph.add("Gather", "by_group", [both], {"indices": by_group}, axis=1)
     return Features(both, channels, x.size)
 
 
 def _aggregate(graph, values, hidden, weights, groups):
     """Add the aggregation weights, their group normalisation, the aggregation and ``bn``.
 
-    With normalised weights n and their affine transformation s * n + b, the sum over taps of
-    (s * n + b) * value is that of n * (s * value), plus a convolution of the values with b. The
-    values of all taps, times s, come from one convolution too, whose kernels have one entry each.
+    With normalised weights n, their affine transformation s * n + b, and ``bn`` as m * y + d, the
+    result is m * (sum over taps of s * (n * value) + sum over taps of b * value) + d. The second
+    sum is one tap more, whose neighbour is the convolution of the values with b and whose weight
+    is 1. Neighbours come from a convolution, and the sum with s, m and d is one, too.
     """
     channels, size = values.channels, values.size
     kernel = weights["weight_conv2"]["kernel"]
     taps = kernel.shape[-1] * CHANNELS_PER_WEIGHT // channels
     weight_channels = channels // CHANNELS_PER_WEIGHT // groups
 
-    def tap_last(array):
-        """Put the taps behind the channels that they belong to: [..., groups * Cw * taps]."""
-        split = array.reshape(*array.shape[:-1], groups, taps, weight_channels)
-        return split.swapaxes(-2, -1).reshape(array.shape)
+    def by_channel(array):
+        """Put taps behind channels: [..., groups * taps * Cw] -> [..., groups, Cw, taps]."""
+        return array.reshape(*array.shape[:-1], groups, taps, weight_channels).swapaxes(-2, -1)
+
+    def with_ones(array):
+        """Append a channel of zeros to each group's, where the weights of 1 are to be."""
+        padding = [(0, 0)] * (array.ndim - 2) + [(0, 1), (0, 0)]
+        return np.pad(array, padding).reshape(*array.shape[:-3], -1)
 
     def per_value(array):
-        """[groups * taps * Cw] -> [K, K, channels], what is shared repeated."""
-        split = array.reshape(groups, 1, taps, weight_channels)
-        split = np.broadcast_to(split, (groups, CHANNELS_PER_WEIGHT, taps, weight_channels))
-        side = math.isqrt(taps)
-        return split.transpose(2, 0, 1, 3).reshape(side, side, channels)
+        """Repeat what channels share: [groups, Cw, taps] -> [channels, taps]."""
+        return array[:, None].repeat(CHANNELS_PER_WEIGHT, axis=1).reshape(channels, -1)
 
     raw = _conv(
         graph,
         hidden,
-        tap_last(kernel),
-        tap_last(weights["weight_conv2"]["bias"]),
+        with_ones(by_channel(kernel)),
+        with_ones(by_channel(weights["weight_conv2"]["bias"])),
         "weight_conv2",
         groups=groups,
     )
-    shape = np.array([0, groups * weight_channels, taps * size * size])
+    shape = np.array([0, groups * (weight_channels + 1), taps * size * size])
     raw_name = graph.add("Reshape", "weight_groups", [raw.name], {"shape": shape})
-    ones = np.ones(groups * weight_channels)
+    ones = np.tile(np.eye(weight_channels + 1)[-1], groups)
     normalized = graph.add(
         "InstanceNormalization",
         "weight_norm",
         [raw_name],
-        {"scale": ones, "bias": 0 * ones},
+        {"scale": 1 - ones, "bias": ones},
         epsilon=WeightGroupNorm.epsilon,
     )
-    shape = np.array([0, groups, 1, weight_channels, taps, size * size])
+    shape = np.array([0, raw.channels, size, size])
     normalized = graph.add("Reshape", "weights", [normalized], {"shape": shape})
+    numbers = np.arange(raw.channels).reshape(groups, weight_channels + 1, taps)
+    numbers = np.insert(numbers[:, :-1], taps, numbers[:, -1:, 0], axis=2)
+    indices = {"indices": per_value(numbers).ravel()}
+    normalized = graph.add("Gather", "shared_weights", [normalized], indices, axis=1)
 
-    scale, bias = (per_value(weights["weight_norm"][part]) for part in ("scale", "bias"))
-    windows = np.zeros((*scale.shape, taps))
-    for tap, (row, column) in enumerate(np.ndindex(scale.shape[:2])):
-        windows[row, column, :, tap] = scale[row, column]
-    windows = windows.reshape(*scale.shape[:2], 1, channels * taps)
+    scale, bias = (per_value(by_channel(weights["weight_norm"][p])) for p in ("scale", "bias"))
+    windows = np.insert(np.tile(np.eye(taps), (channels, 1, 1)), taps, bias, axis=1)
+    side = math.isqrt(taps)
+    windows = windows.reshape(-1, 1, side, side).transpose(2, 3, 1, 0)
     neighbours = _conv(graph, values, windows, None, "neighbours", groups=channels)
-    shape = np.array([0, groups, CHANNELS_PER_WEIGHT, weight_channels, taps, size * size])
-    neighbours_name = graph.add("Reshape", "neighbours_by_tap", [neighbours.name], {"shape": shape})
-    products = graph.add("Mul", "products", [neighbours_name, normalized])
-    total = graph.add("ReduceSum", "aggregation", [products], {"axes": np.array([4])}, keepdims=0)
-    shape = np.array([0, channels, size, size])
-    total = graph.add("Reshape", "aggregation", [total], {"shape": shape})
+    products = graph.add("Mul", "products", [neighbours.name, normalized])
 
-    folded = is_folded(weights["bn"])
-    shift = weights["bn"]["bias"] if folded else None
-    constant = _conv(graph, values, bias[:, :, None], shift, "aggregation_bias", groups=channels)
-    y = values._replace(name=graph.add("Add", "aggregation_sum", [total, constant.name]))
-    return y if folded else batch_norm(graph, y, weights, "bn")
+    bn = weights["bn"]
+    multiplier = bn["scale"] / np.sqrt(bn["var"] + BatchNorm.epsilon)
+    factors = np.insert(scale, taps, 1, axis=1) * multiplier[:, None]
+    return _conv(
+        graph,
+        neighbours._replace(name=products),
+        factors.T[None, None],
+        bn["bias"] - bn["mean"] * multiplier,
+        "aggregation",
+        groups=channels,
+    )
 
 
 def _fuse(graph, dynamic, static, weights):
