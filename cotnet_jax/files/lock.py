@@ -28,6 +28,8 @@ from absl import logging
 RENEW_SECONDS = 5.0
 LEASE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
+# So often may the lock's folder vanish, with the lock of another, while this one is being made.
+_MOST_VANISHED = 100
 # Longest time that a lock is away while a process looks whether it is the stale one.
 _SETTLE_SECONDS = 0.2
 _MAX_COMMAND_LENGTH = 200
@@ -118,6 +120,7 @@ class FolderLock:
         self._token = ""
         self._pid = 0
         self._made_folders: list[Path] = []
+        self._vanished = 0
         self._lost_to: str | None = None
         self._released = threading.Event()
 
@@ -209,8 +212,14 @@ class FolderLock:
         except OSError:
             try:
                 _create(self.path, content)
-            except (FileExistsError, FileNotFoundError):
-                # Without its folder, the holder has just released it.
+            except FileExistsError:
+                return False
+            except FileNotFoundError:
+                # Without its folder, the holder has just released it. Some folders, such as /proc,
+                # answer so for ever.
+                self._vanished += 1
+                if self._vanished > _MOST_VANISHED:
+                    raise
                 return False
         self._token, self._pid = token, os.getpid()
         self._lost_to, self._released = None, threading.Event()

@@ -208,6 +208,16 @@ def test_without_hard_links(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_folder_that_no_file_can_be_made_in(tmp_path, monkeypatch):
+    def create(path, content):
+        # As /proc does.
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(lock_module, "_create", create)
+    with pytest.raises(FileNotFoundError, match="lock"):
+        make(tmp_path / "lock").acquire()
+
+
 def test_a_folder_that_was_made_for_the_lock_goes_with_it(tmp_path):
     with make(tmp_path / "a" / "b" / "lock"):
         pass
