@@ -63,7 +63,9 @@ class Predictor:
             raise ValueError(
                 f"these weights are for images of {weights.input_channels} channels, not of 3"
             )
-        self.names = tuple(names or weights.class_names or _default_names(weights.num_classes))
+        if names is None:
+            names = weights.class_names or _default_names(weights.num_classes)
+        self.names = tuple(file_names.not_a_text(names, "names"))
         if len(self.names) != weights.num_classes:
             raise ValueError(
                 f"{len(self.names)} names were given, but the weights have "
@@ -306,7 +308,7 @@ def find_images(paths: Iterable) -> list[pathlib.Path]:
       ValueError: lists every path that does not exist and every folder without an image.
     """
     found, problems = [], []
-    for path in map(pathlib.Path, paths):
+    for path in map(pathlib.Path, file_names.not_a_text(paths, "paths")):
         # Looked up by its absolute path, reported as it was given.
         place = files.local(path)
         if place.is_dir():

@@ -157,6 +157,13 @@ def test_find_images(images, tmp_path):
     assert "no such file or folder" in str(error.value)
 
 
+def test_a_text_is_no_list(folder):
+    with pytest.raises(TypeError, match=r"paths must be a list, such as \['cat.jpg'\], not"):
+        find_images("cat.jpg")
+    with pytest.raises(TypeError, match="names must be a list"):
+        Predictor.load(folder, names="abcdefghij")
+
+
 def test_find_images_leaves_out_what_is_none(images, tmp_path, caplog):
     wanted = ["0.jpg", "a.dir/1.png", "linked/a.png"]
     for name in [
@@ -409,3 +416,9 @@ def test_files_without_names(tmp_path, images):
         class_names.read_names(tmp_path / "none")
     with pytest.raises(ValueError, match=r"b.jpg: not a text file"):
         class_names.read_names(images / "b.jpg")
+
+
+def test_a_file_of_no_names_is_not_passed_over(folder, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="0 names were given, but the weights have 10 classes"):
+        Predictor.load(folder, names=class_names.read_names(tmp_path / "empty.txt"))

@@ -53,6 +53,17 @@ _KINDS = {
 }
 
 
+def not_a_text(values: Iterable, what: str) -> Iterable:
+    """Return values; a single text, whose letters would be taken for them, is an error.
+
+    Raises:
+      TypeError: ``values`` is a text or bytes.
+    """
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{what} must be a list, such as [{values!r}], not {values!r} itself")
+    return values
+
+
 def is_leftover(name: str) -> bool:
     """Return whether a file or folder of this name is what a system or program left behind."""
     return name.startswith(".") or name.lower() in _LEFTOVERS

@@ -218,7 +218,8 @@ def read_weights(
         raise WeightsError(
             f"{path}: neither a folder made by {command_line.command('convert')} (it has "
             f"no {folder.DESCRIPTION}), nor the workdir of a training run "
-            f"(no {Workdir(path).config.name})"
+            f"(no {Workdir(path).config.name}), nor a folder for the Hub (no "
+            f"{hub_folder.SETTINGS}); a file of weights in it is given by its own path"
         )
     else:
         return _read_torch(path, kind, model)

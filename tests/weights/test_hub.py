@@ -1,6 +1,7 @@
 """Weights for and from the Hub: a folder, its model card, and the calls of the client."""
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -142,6 +143,20 @@ def test_the_published_accuracy_of_a_file_is_noted_as_not_measured(tmp_path, tor
     assert "notes epoch 349, metric 81.3, not how that was measured" in text
 
 
+def test_what_a_card_cannot_say(tmp_path, torch_file):
+    def export(**options):
+        cotnet_jax.export_for_hub(torch_file, tmp_path / "a", license="mit", **options)
+
+    with pytest.raises(TypeError, match=r"datasets must be a list, such as \['imagenet-1k'\]"):
+        export(datasets="imagenet-1k")
+    with pytest.raises(TypeError, match="measured must be a Measurement, not a dict"):
+        export(measured={"top-1": 81.3})
+    for value in ("81.3", float("nan")):
+        with pytest.raises(ValueError, match="metrics: top-1 must be a finite number"):
+            Measurement({"top-1": value}, dataset="d", split="test", by="me", command="x")
+    assert not (tmp_path / "a").exists()
+
+
 def test_nothing_is_left_of_what_fails(tmp_path, torch_file, monkeypatch):
     with pytest.raises(ValueError, match="license must be one line of text"):
         cotnet_jax.export_for_hub(torch_file, tmp_path / "a", license="")
@@ -171,6 +186,13 @@ def changed(tmp_path, exported):
         return tmp_path
 
     return change
+
+
+def test_a_folder_without_its_settings(exported, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (copy / "cotnet_hub.json").unlink()
+    with pytest.raises(WeightsError, match=r"nor a folder for the Hub \(no cotnet_hub.json\)"):
+        cotnet_jax.load(copy)
 
 
 def test_damage_is_noticed(tmp_path, changed):

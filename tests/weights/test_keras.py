@@ -194,6 +194,9 @@ def test_damaged_and_other_files(tmp_path, path):
         torn.write_bytes(data[:size])
         with pytest.raises(WeightsError, match=r"torn.h5: damaged \("):
             loading.read_weights(torn)
+    torn.write_text("no HDF5")
+    with pytest.raises(ValueError, match=r"torn.h5: neither a file .*, nor HDF5"):
+        loading.read_weights(torn)
     with h5py.File(tmp_path / "new.h5", "w") as file:
         file.create_group("layers/conv2d/vars")["0"] = [1.0]
     with pytest.raises(WeightsError, match="as Keras 3 writes them"):

@@ -5,6 +5,8 @@ https://huggingface.co/docs/hub/model-cards describes the metadata before the te
 
 import dataclasses
 import json
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +40,11 @@ class Measurement:
     command: str
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str = ""
+
+    def __post_init__(self):
+        for name, value in self.metrics.items():
+            if not isinstance(value, numbers.Real) or not math.isfinite(value):
+                raise ValueError(f"metrics: {name} must be a finite number, not {value!r}")
 
 
 def render(

@@ -11,7 +11,7 @@ from typing import Any
 from cotnet_jax import files
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.data import imagenet
-from cotnet_jax.data.file_names import as_text
+from cotnet_jax.data.file_names import as_text, not_a_text
 from cotnet_jax.version import __version__
 from cotnet_jax.weights.folder import NewFolder, WeightsError, array_digests, differing, versions
 from cotnet_jax.weights.hub import card, client, folder
@@ -68,7 +68,10 @@ def export_for_hub(
       ValueError: the weights cannot be read, ``output`` exists, or a text does not fit in the card.
     """
     license = card.checked(license, "license")
-    datasets = None if datasets is None else [card.checked(name, "datasets") for name in datasets]
+    if datasets is not None:
+        datasets = [card.checked(name, "datasets") for name in not_a_text(datasets, "datasets")]
+    if not isinstance(measured, Measurement | None):
+        raise TypeError(f"measured must be a Measurement, not a {type(measured).__name__}")
     if repository is not None:
         files.parse_hub(f"{files.HUB}{repository}")
     with NewFolder(output, "choose another folder") as new:

@@ -28,6 +28,7 @@ _OTHERS = (
     (b"\x89HDF", "an HDF5 file, not one of PyTorch"),
     (b"\x93NUMPY", "a NumPy file, not one of PyTorch"),
     (b"{", "JSON; of shards only those of safetensors are read, by NAME.safetensors.index.json"),
+    (b"\x08\x08\x12\ncotnet_jax", "an exported ONNX file: give the weights that it was made from"),
 )
 
 
@@ -153,4 +154,4 @@ def _what_else(start):
             return what
     if start[257:262] == b"ustar":
         return "a tar archive: unpack it, and give the file inside"
-    return "neither a file of torch.save (zip or legacy format) nor of safetensors"
+    return "neither a file of torch.save (zip or legacy format) nor of safetensors, nor HDF5"
