@@ -29,6 +29,8 @@ def find_format(output: pathlib.Path, wanted: Format | None = None) -> Format:
     by_suffix = {f".{format}": format for format in FORMATS}
     format = wanted or by_suffix.get(output.suffix)
     problems = []
+    if wanted and wanted not in FORMATS:
+        raise ExportError(f"format must be {' or '.join(FORMATS)}, not {wanted!r}")
     if output.suffix not in by_suffix or by_suffix[output.suffix] != format:
         suffixes = f".{wanted}" if wanted else " or ".join(by_suffix)
         problems.append(f"--output={output} must end in {suffixes}")
@@ -61,10 +63,13 @@ def to_onnx(
 
     Raises:
       ImportError: onnx is not installed.
+      TypeError: ``predictor`` is none.
+      ExportError: there is no classifier, or an option cannot be used.
     """
     from cotnet_jax.export.onnx_format.network import build
     from cotnet_jax.export.options import Options
 
+    _require_predictor(predictor)
     return build(predictor, Options(fold, preprocess, batch_size, logits)).SerializeToString()
 
 
@@ -83,8 +88,20 @@ def to_stablehlo(
 
     Raises:
       ImportError: flatbuffers is not installed.
+      TypeError, ExportError: as in ``to_onnx``.
     """
     from cotnet_jax.export.options import Options
     from cotnet_jax.export.stablehlo_format import build
 
+    _require_predictor(predictor)
     return build(predictor, Options(fold, preprocess, batch_size, logits))
+
+
+def _require_predictor(predictor):
+    from cotnet_jax.predictor import Predictor
+
+    if not isinstance(predictor, Predictor):
+        raise TypeError(
+            "give a Predictor, such as cotnet_jax.Predictor.load(PATH), not a "
+            f"{type(predictor).__name__}"
+        )

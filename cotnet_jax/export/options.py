@@ -14,6 +14,13 @@ FORMAT = "cotnet_jax export 1"
 INPUT = "images"
 
 
+def require_positive(name: str, value: Any) -> None:
+    """Raise an ExportError unless a value is None or an integer of 1 or more."""
+    # True is an integer, too.
+    if value is not None and (type(value) is not int or value < 1):
+        raise ExportError(f"{name} must be an integer of 1 or more, or None, not {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What to put into a file.
@@ -25,12 +32,18 @@ class Options:
         [N, size, size, 3] that are normalised already.
       batch_size: N; None takes any.
       logits: return the logits in place of the probabilities.
+
+    Raises:
+      ExportError: ``batch_size`` is neither None nor an integer of 1 or more.
     """
 
     fold: bool = False
     preprocess: bool = False
     batch_size: int | None = None
     logits: bool = False
+
+    def __post_init__(self):
+        require_positive("batch_size", self.batch_size)
 
     @property
     def output(self) -> str:

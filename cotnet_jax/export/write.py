@@ -8,8 +8,9 @@ import jax
 
 from cotnet_jax import files
 from cotnet_jax.export import check
+from cotnet_jax.export.errors import ExportError
 from cotnet_jax.export.formats import Format, find_format
-from cotnet_jax.export.options import Options
+from cotnet_jax.export.options import Options, require_positive
 from cotnet_jax.export.runtimes import runtime_of
 from cotnet_jax.predictor import Predictor
 from cotnet_jax.weights import Kind, read_weights
@@ -44,9 +45,11 @@ def export_file(
       FileNotFoundError: ``path`` does not exist.
       OSError: ``output`` cannot be written, or another process is writing it.
       ValueError: the weights cannot be read or used, ``output`` exists or has another suffix, a
-        package is missing, or the file does not compute what the model does.
+        package is missing, or the file does not compute what the model does or takes too much
+        memory.
     """
     options = options or Options()
+    require_positive("image_size", image_size)
     output = files.local(output)
     format = find_format(output, format)
     cpu = jax.local_devices(backend="cpu")[0]
@@ -100,8 +103,14 @@ def _check(path, format, predictor, options):
         _report("unchecked", "ONNX Runtime is not installed: pip install onnxruntime")
         return
     _report("checking", f"with {runtime}")
-    for comparison in check.compare(path, format, predictor, options):
-        _report("checked", str(comparison))
+    try:
+        for comparison in check.compare(path, format, predictor, options):
+            _report("checked", str(comparison))
+    except MemoryError as error:
+        raise ExportError(
+            f"too little memory to run the file, so nothing was written ({error}): give a smaller "
+            "--batch_size or --image_size"
+        ) from None
 
 
 def _report(step, text):

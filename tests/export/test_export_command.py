@@ -8,7 +8,16 @@ import pytest
 from helpers import exporting
 
 from cotnet_jax.commands import export as command
-from cotnet_jax.export import check, formats, write
+from cotnet_jax.export import (
+    ExportError,
+    check,
+    export_file,
+    formats,
+    to_onnx,
+    to_stablehlo,
+    write,
+)
+from cotnet_jax.weights import read_weights
 from cotnet_jax.weights.name_map import to_torch_state_dict
 from cotnet_jax.weights.torch_files import write_safetensors
 
@@ -72,6 +81,16 @@ def test_a_file_that_computes_something_else_is_not_written(
     assert not list(folder.iterdir())
 
 
+def test_too_little_memory_to_run_the_file(weights, folder, capsys, monkeypatch):
+    def no_memory(predictor, options):
+        raise MemoryError("Unable to allocate 2.73 TiB")
+
+    monkeypatch.setattr(check, "_random_images", no_memory)
+    error = failed(capsys, f"--weights={weights}", f"--output={folder / 'tiny.onnx'}")
+    assert error.startswith("error: too little memory to run the file, so nothing was written")
+    assert not list(folder.iterdir())
+
+
 def test_without_a_runtime(weights, folder, capsys, monkeypatch):
     monkeypatch.setattr(write, "runtime_of", lambda format: None)
     command.main([f"--weights={weights}", f"--output={folder / 'tiny.onnx'}", "--batch_size=1"])
@@ -107,3 +126,23 @@ def test_all_that_is_wrong_with_the_output_is_one_error(weights, folder, capsys,
         f"error: --output={output} must end in .onnx; {output} exists: delete it or give another "
         "--output; onnx needs the package onnx; type: pip install 'cotnet_jax[export]'"
     )
+
+
+def test_wrong_arguments_in_python(tiny, weights, folder):
+    for function in (to_onnx, to_stablehlo):
+        for size in (0, -1, 2.5, "any", True):
+            with pytest.raises(ExportError, match="batch_size must be an integer of 1 or more"):
+                function(tiny, batch_size=size)
+        with pytest.raises(TypeError, match=r"give a Predictor, such as .*, not a str"):
+            function("weights/cotnet50")
+    with pytest.raises(ExportError, match="image_size must be an integer of 1 or more"):
+        export_file(weights, folder / "a.onnx", image_size=-5)
+    with pytest.raises(ExportError, match="format must be stablehlo or onnx, not 'tflite'"):
+        export_file(weights, folder / "a.onnx", format="tflite")
+    assert not list(folder.iterdir())
+
+
+def test_an_exported_file_is_no_weights(tiny, folder):
+    (folder / "tiny.onnx").write_bytes(to_onnx(tiny))
+    with pytest.raises(ValueError, match="an exported ONNX file: give the weights"):
+        read_weights(folder / "tiny.onnx")
