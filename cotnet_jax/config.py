@@ -151,7 +151,7 @@ RANGES = {
     "distributed.timeout_seconds": at_least(10),
     "distributed.slow_timeout_seconds": at_least(10),
     "log.writers": names_of("wandb", "trackio"),
-    "log.extras": names_of("step_time", "memory", "gradient_norms", "all"),
+    "log.extras": names_of("step_time", "mfu", "memory", "gradient_norms", "images", "all"),
     "log_every_steps": at_least(1),
 }
 

@@ -238,8 +238,10 @@ def get_config() -> ml_collections.ConfigDict:
     log.writers = ""
     # Their project.
     log.project = "cotnet_jax"
-    # What is logged besides, names such as "step_time,memory" or "all": step_time (seconds),
-    # memory (GiB at its peak, where the device tells), gradient_norms (one for each stage).
+    # What is logged besides, names such as "step_time,memory" or "all": step_time (seconds), mfu
+    # (model FLOPs utilization, 0..1, of the peak in bfloat16, where the device's is known), memory
+    # (GiB at its peak, where the device tells), gradient_norms (one for each stage), images (16
+    # augmented training images, for TensorBoard, at the start and after each evaluation).
     log.extras = ""
 
     # Steps between two lines of progress.

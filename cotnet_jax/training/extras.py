@@ -1,15 +1,18 @@
-"""Metrics that config.log.extras asks for."""
+"""Metrics and images that config.log.extras asks for."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from cotnet_jax.config import names_in
 from cotnet_jax.models.stages import split_by_stage
 
 _GIB = 2**30
+# Images on a side of the grid that TensorBoard shows.
+_SIDE = 4
 
 
 def wanted(extras: str, name: str) -> bool:
@@ -43,3 +46,20 @@ def measured(extras: str, line: Mapping[str, float], batch_size: int) -> dict[st
         if peaks:
             found["memory_peak_gib"] = max(peaks) / _GIB
     return found
+
+
+def image_grid(images: jax.Array) -> np.ndarray:
+    """Return the first images of a batch, those on this process's first device, as one picture.
+
+    Args:
+      images: uint8 [B, S, S, 3], sharded over the devices.
+
+    Returns:
+      uint8 [rows * S, 4 * S, 3], black where there are no more images.
+    """
+    shown = np.asarray(images.addressable_shards[0].data[: _SIDE**2])
+    count, height, width, channels = shown.shape
+    missing = -count % _SIDE
+    shown = np.concatenate([shown, np.zeros((missing, *shown.shape[1:]), shown.dtype)])
+    rows = shown.reshape(-1, _SIDE, height, width, channels).swapaxes(1, 2)
+    return rows.reshape(-1, _SIDE * width, channels)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -85,6 +86,14 @@ class MetricWriter:
             return
         with self._explain_failure():
             self._write_event(step, time.time(), summary.text(name, text))
+
+    def write_image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Write a picture, uint8 [H, W, 3], to TensorBoard's image tab."""
+        if not self._enabled:
+            return
+        with self._explain_failure():
+            content = summary.image(name, pixels, dataformats="HWC")
+            self._write_event(step, time.time(), content)
 
     def flush(self) -> None:
         if not self._enabled:

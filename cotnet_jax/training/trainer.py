@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from cotnet_jax.training.progress import Progress
 from cotnet_jax.training.setup import TrainSetup
 from cotnet_jax.training.state import weights_of
 from cotnet_jax.training.trackers import Tracker, open_trackers
+from cotnet_jax.training.utilization import Utilization
 
 
 class DivergedError(RuntimeError):
@@ -77,8 +79,11 @@ class Trainer:
         restored = self._checkpointer.restore_latest(state)
         state = state if restored is None else restored
         self.step = int(state.step)
+        self._metric_writer = self._stack.enter_context(
+            MetricWriter(self.workdir, resume_step=self.step)
+        )
         self._writers: list[MetricWriter | Tracker] = [
-            self._stack.enter_context(MetricWriter(self.workdir, resume_step=self.step)),
+            self._metric_writer,
             *self._stack.enter_context(open_trackers(self.workdir, self.setup.config)),
         ]
         if self.step:
@@ -112,6 +117,9 @@ class Trainer:
             steps_per_eval=setup.steps_per_eval,
             start_step=first_step,
         )
+        self._utilization = (
+            Utilization(setup) if extras.wanted(setup.config.log.extras, "mfu") else None
+        )
         self._input_limit = InputLimit(setup.config, setup.config.batch_size // jax.process_count())
         self._profiler = self._stack.enter_context(
             Profiler(
@@ -135,6 +143,7 @@ class Trainer:
                 self._progress.expect_compilation()
             with self._progress.waiting_for_data():
                 batch = next(batches)
+            self._write_images(batch)
             yield batch
             self._watchdog.reset()
         self._watchdog.extend()
@@ -152,6 +161,13 @@ class Trainer:
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         for writer in self._writers:
             writer.write_scalars(step, scalars)
+
+    def _write_images(self, batch: Mapping[str, Any]) -> None:
+        """Write images of the first batch and of the first one after each evaluation."""
+        due = self.step == self._first_step or self.setup.evaluates_after(self.step)
+        if due and extras.wanted(self.setup.config.log.extras, "images"):
+            grid = extras.image_grid(batch["image"])
+            self._metric_writer.write_image(self.step + 1, "training_images", grid)
 
     def _compiling(self) -> contextlib.AbstractContextManager[None]:
         # The head's own steps at the beginning are another program.
@@ -180,6 +196,8 @@ class Trainer:
             self._input_limit.after_line(line.get("data_wait_share", 0.0))
             config = self.setup.config
             line |= extras.measured(config.log.extras, line, config.batch_size)
+            if self._utilization:
+                line |= self._utilization.measured(self.step, line)
             self._write(self.step, line)
 
     def save(self, state: TrainState) -> None:

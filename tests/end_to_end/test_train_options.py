@@ -1,6 +1,7 @@
 """Options of training, on a network that compiles in a second."""
 
 import functools
+import io
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from helpers.events import read_events
 from helpers.small_network import Small, create_small, short_digits_config
+from PIL import Image
 
 from configs import default, digits
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints
@@ -16,7 +19,7 @@ from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
 from cotnet_jax.data import pipeline
 from cotnet_jax.distributed import sharding
-from cotnet_jax.training import evaluate, loop, setup
+from cotnet_jax.training import evaluate, loop, setup, utilization
 from cotnet_jax.training import state as train_state
 from cotnet_jax.training.input_limit import InputLimit
 from cotnet_jax.training.metric_writer import read_metrics
@@ -192,6 +195,24 @@ def test_a_run_evaluated_by_steps(config, tmp_path, monkeypatch):
     assert metrics[12]["ema_top1"] == figures["ema_top1"]
     with open_checkpoints(Workdir(tmp_path), config, read_only=True) as checkpointer:
         assert checkpointer.all_steps() == [5, 10, 12]
+
+
+def test_all_that_is_logged_on_request(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(utilization.PEAKS, jax.devices()[0].device_kind, 1e9)
+    config.log.extras, config.log_every_steps = "all", 3
+    config.steps_per_eval = 8
+    batches = setup.set_up_training(config).train_batches(0)
+    given = [next(batches)["image"] for _ in range(9)]
+    loop.train(config, tmp_path)
+    line = read_metrics(tmp_path / "metrics.jsonl")[6]
+    assert {"step_seconds", "mfu", "gradient_norm/conv", "gradient_norm/head"} <= line.keys()
+    events = read_events(tmp_path / "tensorboard")
+    pictures = {e.step: v.image for e in events for v in e.summary.value if v.HasField("image")}
+    assert list(pictures) == [1, 9]
+    for step, picture in pictures.items():
+        pixels = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+        # The eight images are shared by the devices; the first one is on the first device.
+        np.testing.assert_array_equal(pixels[:8, :8], given[step - 1][0])
 
 
 def test_any_checkpoint_is_evaluated_on_any_split(config, tmp_path, monkeypatch):

@@ -25,6 +25,8 @@ class Small(nn.Module):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
     freeze_batch_norm: bool = False
+    bn_axis_name: str | None = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, images, train=False):

@@ -15,6 +15,7 @@ import cotnet_jax
 from cotnet_jax.layers import BatchNorm
 from cotnet_jax.models import variants
 from cotnet_jax.ops.pooling import windows
+from cotnet_jax.training.utilization import count_products
 
 pytestmark = pytest.mark.end_to_end
 
@@ -112,29 +113,7 @@ def test_the_tables_hold_every_model():
 
 @pytest.mark.parametrize("name", slow_where_deep(GMACS))
 def test_multiplications_of_convolutions_and_classifier(name):
-    """Counted from the traced network: each kernel's size times the pixels it is applied to."""
-    total = 0
-
-    def count(jaxpr):
-        nonlocal total
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "conv_general_dilated":
-                kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-                total += np.prod(kernel[:3]) * np.prod(output)
-            elif equation.primitive.name == "dot_general":
-                kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-                total += kernel[0] * np.prod(output)
-            elif equation.primitive.name == "cond":
-                # Branches for platforms; the CPU's, the first, adds no zeros to the products.
-                count(equation.params["branches"][0].jaxpr)
-                continue
-            for value in equation.params.values():
-                if hasattr(value, "jaxpr"):
-                    count(value.jaxpr)
-                elif hasattr(value, "eqns"):
-                    count(value)
-
-    count(traced(name)[0].jaxpr)
+    total = count_products(traced(name)[0].jaxpr)
     assert total / 1e9 == pytest.approx(GMACS[name], abs=0.02)
     assert variants.VARIANTS[name].gmacs == GMACS[name]
 

@@ -138,3 +138,11 @@ def test_what_is_measured_on_request(monkeypatch):
     assert extras.measured("memory", line, 100) == {}
     assert extras.wanted("memory, gradient_norms", "gradient_norms")
     assert not extras.wanted("memory", "gradient_norms")
+
+
+def test_images_as_a_grid():
+    images = jnp.arange(6, dtype=jnp.uint8)[:, None, None, None] * jnp.ones((2, 3, 3), jnp.uint8)
+    grid = extras.image_grid(images)
+    assert grid.shape == (4, 12, 3) and grid.dtype == np.uint8
+    np.testing.assert_array_equal(grid[::2, ::3, 0], [[0, 1, 2, 3], [4, 5, 0, 0]])
+    assert extras.image_grid(jnp.zeros((50, 2, 3, 3), jnp.uint8)).shape == (8, 12, 3)
