@@ -96,6 +96,9 @@ def check_attributes(name: str, model: type, attributes: Mapping[str, Any]) -> N
         for field, (wanted, is_good) in _GOOD.items()
         if field in attributes and not is_good(attributes[field])
     ]
+    out_indices = attributes.get("out_indices")
+    if out_indices is not None and not attributes.get("features_only"):
+        problems.append("out_indices are for features_only=True")
     if problems:
         raise ValueError(f"create_model({name!r}): {'; '.join(problems)}")
 

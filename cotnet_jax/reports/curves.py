@@ -54,8 +54,10 @@ def read_runs(workdirs: Sequence[str | Path]) -> list[Run]:
     """Read the metrics of runs, named by the part of their paths that differs.
 
     Raises:
-      ValueError: lists every folder without metrics.
+      ValueError: lists every folder without metrics; or no folder is given.
     """
+    if not workdirs:
+        raise ValueError("no run is given whose curves could be drawn")
     paths = [files.local(each) for each in workdirs]
     found = [Workdir(path).metrics for path in paths]
     problems = [f"{path.parent}: no {path.name} in it" for path in found if not path.is_file()]

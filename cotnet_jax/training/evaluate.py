@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
+from cotnet_jax import command_line
 from cotnet_jax.checkpoint.checkpointer import open_checkpoints
 from cotnet_jax.checkpoint.workdir import Workdir
 from cotnet_jax.config import weight_kinds
@@ -335,5 +336,6 @@ def _check_classes(variables: dict, setup: EvalSetup) -> None:
         raise ValueError(
             f"the weights have {classes} classes, but {setup.config.data.name!r} has "
             f"{setup.model.num_classes}; evaluate them on the data that they were trained for, or "
-            "fine-tune them (--mode=train starts with a new classifier)"
+            "fine-tune them, which gives them a new classifier: "
+            f"{command_line.command('train')} --config=finetune --weights=PATH"
         )

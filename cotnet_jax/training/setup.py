@@ -198,6 +198,11 @@ def set_up_training(config: ml_collections.ConfigDict, devices=None) -> TrainSet
     evaluation = set_up_evaluation(config, devices, training=True)
     config = evaluation.config
     train_source = open_source(config.data, config.data.train_split)
+    if train_source.num_classes < 2:
+        raise ValueError(
+            f"config.data.name = {config.data.name!r} has one class, "
+            f"{train_source.class_names[0]!r}, and a classifier needs two"
+        )
     steps_per_epoch = pipeline.steps_per_epoch(config, train_source)
     raise_problems(find_length_problems(config, steps_per_epoch))
     setup = TrainSetup(

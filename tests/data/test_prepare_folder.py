@@ -124,6 +124,26 @@ def test_a_source_that_has_its_splits_keeps_them(tmp_path, capsys):
     assert counts == {"train": 4, "validation": 1, "test": 5}
 
 
+def test_a_single_class_is_noticed(source, tmp_path, capsys):
+    """The source may be one folder too high."""
+    (tmp_path / "above").mkdir()
+    inside = source.rename(tmp_path / "above" / "animals")
+    assert prepare(tmp_path / "above", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "there is only one class, animals, and a classifier needs two; " in printed
+    assert f"(ant, bee, ...) are the classes, type --source={inside}\n" in printed
+
+
+def test_an_output_inside_the_source_is_refused(source, capsys):
+    """It would be a class of the next dataset."""
+    assert prepare(source, source / "out") == 1
+    advice = (
+        f"is inside the source, where it would be taken for a class; choose one outside {source}"
+    )
+    assert advice in capsys.readouterr().err
+    assert not (source / "out").exists()
+
+
 def test_folders_are_classes_unless_they_are_named_like_splits(tmp_path):
     for name in ("a", "b"):
         for year in ("2019", "2020"):

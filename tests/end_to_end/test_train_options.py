@@ -18,6 +18,7 @@ from cotnet_jax.checkpoint.checkpointer import open_checkpoints
 from cotnet_jax.checkpoint.train_state import TrainState
 from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
 from cotnet_jax.data import pipeline
+from cotnet_jax.data.sources import Synthetic
 from cotnet_jax.distributed import sharding
 from cotnet_jax.training import evaluate, loop, setup, utilization
 from cotnet_jax.training import state as train_state
@@ -215,6 +216,13 @@ def test_all_that_is_logged_on_request(config, tmp_path, monkeypatch):
         np.testing.assert_array_equal(pixels[:8, :8], given[step - 1][0])
 
 
+def test_a_single_class_is_refused(config, monkeypatch):
+    source = Synthetic("train", image_size=8, sizes={"train": 32}, class_names=("only",))
+    monkeypatch.setattr(setup, "open_source", lambda *_: source)
+    with pytest.raises(ValueError, match="has one class, 'only', and a classifier needs two"):
+        setup.set_up_training(config)
+
+
 def test_any_checkpoint_is_evaluated_on_any_split(config, tmp_path, monkeypatch):
     config.checkpoint.keep_best = 3
     loop.train(config, tmp_path)
@@ -228,7 +236,8 @@ def test_any_checkpoint_is_evaluated_on_any_split(config, tmp_path, monkeypatch)
     config.data.eval_split = "train[:20]"
     assert evaluate.evaluate_only(config, None)["count"] == 20
     config.data.name, config.data.eval_split = "synthetic", "validation[:8]"
-    with pytest.raises(ValueError, match="the weights have 10 classes, but 'synthetic' has 1000"):
+    message = "the weights have 10 classes, but 'synthetic' has 1000; .*train --config=finetune "
+    with pytest.raises(ValueError, match=message):
         evaluate.evaluate_only(config, None)
 
 

@@ -107,6 +107,7 @@ def test_in_channels_is_checked_at_initialisation(unchecked_shapes):
         ({"out_indices": (1, 5)}, "out_indices must be some of"),
         ({"out_indices": 4}, "out_indices must be some of"),
         ({"out_indices": ()}, "out_indices must be some of"),
+        ({"out_indices": (1, 2)}, "out_indices are for features_only=True"),
         ({"in_channels": 0}, "in_channels must be 1 or more, or None, not 0"),
         ({"num_classes": "10"}, "num_classes must be 0 or more, not '10'"),
     ],

@@ -35,6 +35,12 @@ def test_curves_leave_out_what_is_not_known(tmp_path):
     assert run.curve("images_per_second")[0].size == 0
 
 
+def test_nothing_is_no_figure(tmp_path):
+    with pytest.raises(ValueError, match="no run is given"):
+        curves.write([], tmp_path / "curves.png")
+    assert not any(tmp_path.iterdir())
+
+
 def test_runs_are_compared_in_one_figure(tmp_path):
     for name in ("x/50/run", "x/101/run"):
         write_run(tmp_path / name)

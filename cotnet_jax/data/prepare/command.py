@@ -76,6 +76,11 @@ def prepare(
         raise dataset.PrepareError(
             f"--output={as_text(str(output))}: its name is not UTF-8 text; choose another one"
         )
+    if source_type == "folder" and output.resolve().is_relative_to(source.resolve()):
+        raise dataset.PrepareError(
+            f"--output={output}: is inside the source, where it would be taken for a class; choose "
+            f"one outside {source}"
+        )
     begun = time.time()
     is_imagenet = source_type == "imagenet"
     folder = output / imagenet.NAME / imagenet.VERSION if is_imagenet else output

@@ -116,6 +116,8 @@ def list_folder(source: Path, pool: Executor, layout: str = "") -> Listing:
             image._replace(name=f"{listing.class_names[image.label]}/{image.name}")
             for image in images
         ]
+    if len(classes) == 1:
+        listing.differences.append(_only_class(folders.values()))
     empty = [split for split, images in listing.splits.items() if not images]
     if empty:
         raise SourceError(
@@ -137,6 +139,20 @@ def _are_splits(source: Path, top: Sequence[Path]) -> bool:
             "--layout=splits or --layout=classes"
         )
     return True
+
+
+def _only_class(folders: Iterable[Path]) -> str:
+    """Return a sentence on a source with one class; its folders may have been meant."""
+    (folder, *_) = (path for folder in folders for path in subfolders(folder))
+    text = f"there is only one class, {class_name(folder.name)}, and a classifier needs two"
+    inside = [as_text(path.name) for path in subfolders(folder)]
+    if len(inside) < 2:
+        return text
+    more = ", ..." if len(inside) > 2 else ""
+    return (
+        f"{text}; if the folders in it ({', '.join(inside[:2])}{more}) are the classes, type "
+        f"--source={as_text(str(folder))}"
+    )
 
 
 def list_class_folders(
