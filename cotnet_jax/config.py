@@ -101,6 +101,9 @@ RANGES = {
     "finetune.layer_decay": above(0, at_most=1),
     "finetune.head_only_epochs": at_least(0),
     "finetune.head_only_steps": at_least(0),
+    "data.name": Range(
+        "the path of a prepared folder (cotnet-prepare folder), or the name of a dataset", bool
+    ),
     "data.image_size": at_least(1),
     "data.crop": above(0, at_most=1),
     "data.interpolation": one_of("bicubic", "bilinear"),

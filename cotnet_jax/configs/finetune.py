@@ -20,6 +20,9 @@ def get_config():
     config.finetune.new_head = True
     config.finetune.rate_multipliers = "head=10"
 
+    # To be named; ImageNet is not what most have.
+    config.data.name = ""
+
     # Weak augmentation: few images are seen for a short time.
     config.augment.scale = (0.5, 1.0)
     config.augment.randaugment = ""
