@@ -162,6 +162,7 @@ def load(
         num_classes = 0
     elif num_classes is None:
         num_classes = read.num_classes
+    net = create_model(read.model, num_classes=num_classes, **read.attributes | attributes)
     if not backbone and (new_head or num_classes != read.num_classes):
         variables = _with_new_head(variables, num_classes, seed)
         logging.warning(
@@ -174,7 +175,6 @@ def load(
         variables = match_classes(
             variables, read.class_names, class_names, weights=str(path), accept=accept_classes
         )
-    net = create_model(read.model, num_classes=num_classes, **read.attributes | attributes)
     if backbone:
         variables = _of_backbone(variables, net.last_stage)
     if net.in_channels is not None and net.in_channels != read.input_channels:

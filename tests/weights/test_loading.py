@@ -251,6 +251,11 @@ def test_model_that_does_not_fit(torch_file, folder, place):
         loading.load(torch_file if place == "file" else folder, model="cotnet50")
 
 
+def test_what_a_model_cannot_have_is_said_before_anything_is_made(folder):
+    with pytest.raises(ValueError, match="num_classes must be 0 or more, not 0.5"):
+        loading.load(folder, num_classes=0.5)
+
+
 def test_new_classifier(folder, caplog):
     with caplog.at_level(logging.WARNING):
         model, variables = loading.load(folder, num_classes=7)
