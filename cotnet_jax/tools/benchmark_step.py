@@ -59,6 +59,11 @@ def frozen_backbone(config: ml_collections.ConfigDict, model: nn.Module) -> nn.M
     return model
 
 
+def frozen_up_to_stage_2(config: ml_collections.ConfigDict, model: nn.Module) -> nn.Module:
+    config.finetune.freeze = "stem|stage[12].*"
+    return model
+
+
 # Each changes a copy of the configuration and returns the network.
 VARIANTS = {
     AS_CONFIGURED: lambda config, model: model,
@@ -67,6 +72,7 @@ VARIANTS = {
     "separate group norm": without_fusion,
     "without kernels": without_kernels,
     "frozen backbone": frozen_backbone,
+    "frozen up to stage 2": frozen_up_to_stage_2,
 }
 
 
