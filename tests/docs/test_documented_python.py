@@ -40,13 +40,14 @@ def test_a_configuration_of_ones_own():
 
 
 @pytest.mark.slow
-def test_loading_predicting_and_exporting(world, monkeypatch):
+def test_loading_and_predicting(world, monkeypatch):
     monkeypatch.chdir(world)
     (step,) = (int(path.name) for path in (world / "runs/mine/checkpoints").iterdir())
     names = {}
     for block in documented.blocks(ROOT / "docs/weights.md", "python"):
-        exec(block.replace("checkpoints/5000", f"checkpoints/{step}"), names)
+        # tests/weights/test_hub.py has a Hub.
+        if "push_to_hub" not in block:
+            block = block.replace("hf-hub:OWNER/NAME", "weights/cotnet50")
+            block = block.replace("stage4_block2", "stage4_block0")  # the network is a smaller one
+            exec(block.replace("checkpoints/5000", f"checkpoints/{step}"), names)
     assert names["variables"].keys() == {"params", "batch_stats"}
-    restored = jax.export.deserialize(names["data"])
-    images = jax.numpy.zeros((2, 224, 224, 3))
-    assert restored.call(names["variables"], images).shape == (2, 1000)

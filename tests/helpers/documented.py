@@ -16,6 +16,7 @@ FILES = (
 # A small network and few images in place of the recipe's, for commands that run here.
 SHORT = (
     "--config.model.name=cotnet_tiny --config.data.image_size=32 --config.epochs=1 "
+    "--config.schedule.warmup_epochs=0 "
     "--config.batch_size=8 --config.eval.batch_size=8 "
     "--config.data.num_workers=0 --config.data.num_threads=1 "
     "--config.data.train_split=train[:16] --config.data.eval_split=validation[:8]"
