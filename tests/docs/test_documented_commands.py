@@ -196,7 +196,7 @@ def link_all_but(source, target, path):
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("command", [each for each in COMMANDS if set(matching(each)) & set(RUN)])
 def test_it_runs(command, world, tmp_path):
-    written = re.search(r"cotnet-(?!evaluate).* --(?:output|workdir)=(\S+)", command)
+    written = re.search(r"(?:cotnet-(?!evaluate)|make_).* --(?:output|workdir)=(\S+)", command)
     link_all_but(world, tmp_path, written[1].split("/") if written else [])
     result = documented.run(f"{command} {RUN[matching(command)[0]]}", tmp_path)
     assert result.stdout
