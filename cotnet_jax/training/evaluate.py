@@ -308,6 +308,9 @@ def sum_counts(
             # Other processes may compile for longer: wait here, where the watchdog allows that.
             sums = jax.block_until_ready(counts)
         else:
+            # With one batch at work and one on its way the devices are never idle, and memory
+            # holds no more of them.
+            jax.block_until_ready(sums)
             sums = jax.tree.map(jnp.add, sums, counts)
         if keep:
             keep(rows)
