@@ -79,11 +79,11 @@ def train(task: dict[str, Any], arrangement: Arrangement, seconds: float) -> dic
 
 def difference(arrays: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     """Return the largest relative L2 difference of an array; infinite where one is not finite."""
-    errors = [
-        np.linalg.norm(arrays[name] - wanted) / max(np.linalg.norm(wanted), SMALLEST_NORM)
-        for name, wanted in expected.items()
-    ]
-    return float(np.max(errors)) if np.isfinite(errors).all() else np.inf
+    errors: list[float] = []
+    for name, wanted in expected.items():
+        norm = max(float(np.linalg.norm(wanted)), SMALLEST_NORM)
+        errors.append(float(np.linalg.norm(arrays[name] - wanted)) / norm)
+    return max(errors) if np.isfinite(errors).all() else np.inf
 
 
 def main(arguments: list[str]) -> int:

@@ -252,7 +252,7 @@ def test_model_that_does_not_fit(torch_file, folder, place):
 
 
 def test_what_a_model_cannot_have_is_said_before_anything_is_made(folder):
-    with pytest.raises(ValueError, match="num_classes must be 0 or more, not 0.5"):
+    with pytest.raises(ValueError, match=r"num_classes must be 0 or more, not 0\.5"):
         loading.load(folder, num_classes=0.5)
 
 

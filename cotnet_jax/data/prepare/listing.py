@@ -144,7 +144,7 @@ def _are_splits(source: Path, top: Sequence[Path]) -> bool:
 def _only_class(folders: Iterable[Path]) -> str:
     """Return a sentence on a source with one class; its folders may have been meant."""
     (folder, *_) = (path for folder in folders for path in subfolders(folder))
-    text = f"there is only one class, {class_name(folder.name)}, and a classifier needs two"
+    text = f"there is only one class, {as_class_name(folder.name)}, and a classifier needs two"
     inside = [as_text(path.name) for path in subfolders(folder)]
     if len(inside) < 2:
         return text
