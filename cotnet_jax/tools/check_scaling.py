@@ -2,12 +2,13 @@
 
     python -m cotnet_jax.tools.check_scaling [--model=cotnet50] [--devices=1,2,4,8]
 
-Ten steps in float32 of the recipe, with BatchNorm synchronised and without mixing, which each
-device draws for itself, on the same images and from the same weights: on each number of GPUs of
-this host, in one process and in one process for each, with the Triton kernels and without. A line
-says how far weights and running statistics are from those of the first arrangement (the largest
-relative L2 difference of an array) and whether a second run gives the same bits. Exits with 1 where
-a difference is above 1e-5. Without GPUs the cores of the CPU are shared, and there are no kernels.
+Ten steps in float32 of the recipe, with BatchNorm synchronised and without mixing and dropping,
+which each device draws for itself, on the same images and from the same weights: on each number of
+GPUs of this host, in one process and in one process for each, with the Triton kernels and without.
+A line says how far weights and running statistics are from those of the first arrangement (the
+largest relative L2 difference of an array) and whether a second run gives the same bits. Exits with
+1 where a difference is above 1e-5. Without GPUs the cores of the CPU are shared, and there are no
+kernels.
 """
 
 import sys
@@ -41,7 +42,8 @@ def train_here(task: dict[str, Any]) -> dict[str, str]:
     config = default.get_config()
     config.model.name, config.model.dtype = task["model"], "float32"
     config.model.sync_batch_norm = True
-    config.mixing.probability = 0.0
+    # Each device draws these for itself.
+    config.mixing.probability = config.model.drop_rate = config.model.drop_path_rate = 0.0
     config.batch_size, config.data.image_size = task["batch_size"], task["size"]
     setup = benchmark_step.set_up_training(config)
     setup = benchmark_model.with_implementation(setup, task["implementation"])

@@ -144,7 +144,8 @@ def test_torn_metadata_of_the_digits(tmp_path):
 
 def test_prepare_does_not_call_a_damaged_dataset_finished(folder, tmp_path, capsys):
     (folder / "dataset_info.json").write_text("{")
-    arguments = ["folder", f"--source={tmp_path}", f"--output={folder}"]
+    (tmp_path / "source").mkdir()
+    arguments = ["folder", f"--source={tmp_path / 'source'}", f"--output={folder}"]
     assert prepare_command.main(arguments) == 1
     assert "error: " + str(folder / "dataset_info.json") in capsys.readouterr().err
 
