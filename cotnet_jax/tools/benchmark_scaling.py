@@ -6,8 +6,8 @@ One line for each number of GPUs, in one process and in one process for each GPU
 the recipe's step on noise, images a second, the share of linear (images a second by those that the
 same model makes on the first line, times its number of GPUs), and the share of the step in which a
 GPU was in an exchange with others (NCCL's kernels; they wait for the slowest, and other kernels
-may run beside them). Every GPU has the same batch. With --data_dir a second line is the whole run
-of `cotnet-train`, from prepared JPEGs, and the share of time that it waited for images. --csv
+may run beside them). Every GPU has the same batch. With --data a second line is the whole run of
+`cotnet-train`, from prepared images, and the share of time that it waited for them. --csv
 appends everything to a file. Without GPUs the cores of the CPU are shared, to try the command.
 """
 
@@ -123,9 +123,11 @@ def train_here(task: dict[str, Any]) -> dict[str, float]:
     config = default.get_config()
     config.model.name = task["model"]
     config.data.image_size = task["size"]
-    config.data.data_dir = task["data_dir"]
+    config.data.name, config.data.data_dir = task["data"], task["data_dir"]
     config.batch_size = task["batch_size"] * jax.device_count()
     config.steps, config.log_every_steps = task["steps"], task["steps"] // LINES
+    # Longer than so short a run.
+    config.schedule.warmup_epochs = 0
     loop.train(config, task["workdir"])
     # The first line holds the start of the images' pipeline.
     lines = list(read_metrics(Workdir(task["workdir"]).metrics).values())[1:]
@@ -158,7 +160,7 @@ def main(arguments: list[str]) -> None:
         "Measure how the training step grows with the number of GPUs of this host.",
         [
             f"{command} --models=cotnet50,se_cotnetd_152 --csv=scaling.csv",
-            f"{command} --devices=1,8 --batch_size=256 --data_dir=tensorflow_datasets",
+            f"{command} --devices=1,8 --data=imagenet2012 --data_dir=tensorflow_datasets",
         ],
         notes="The module's docstring says what the columns are.",
     )
@@ -186,7 +188,12 @@ def main(arguments: list[str]) -> None:
         "--size", type=positive, default=224, metavar="N", help="Pixels; default %(default)s."
     )
     parser.add_argument(
-        "--data_dir", metavar="DIR", help="Prepared ImageNet, for the whole run as well."
+        "--data",
+        metavar="FOLDER|NAME",
+        help="Measure the whole run, too, on a prepared folder or dataset.",
+    )
+    parser.add_argument(
+        "--data_dir", default="", metavar="DIR", help="Folder in which the dataset NAME is."
     )
     parser.add_argument(
         "--steps",
@@ -204,11 +211,13 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="Append all columns to this file.")
     options = parser.parse_args(arguments)
+    if options.steps < 2 * LINES:
+        parser.error(f"--steps={options.steps}: must be {2 * LINES} or more")
     counts = options.devices or arrangements.powers_of_two(arrangements.count_devices())
     print(HEADER, flush=True)
     for model in options.models:
         task = {"model": model, "size": options.size, "batch_size": options.batch_size}
-        run = {"data_dir": options.data_dir, "steps": options.steps}
+        run = {"data": options.data, "data_dir": options.data_dir, "steps": options.steps}
         one = None
         for arrangement in arrangements.each_way(counts):
             try:
@@ -220,7 +229,7 @@ def main(arguments: list[str]) -> None:
             print(as_text(line), flush=True)
             if options.csv:
                 benchmark_model.append(options.csv, vars(line))
-            if options.data_dir:
+            if options.data:
                 print(measure_whole_run(task | run, arrangement, options.limit), flush=True)
 
 

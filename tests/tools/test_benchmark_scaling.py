@@ -80,7 +80,7 @@ def test_the_table_tells_what_is_lost(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(arrangements, "run", run)
     file = tmp_path / "scaling.csv"
-    options = ["--models=cotnet_tiny", "--devices=1,2", "--data_dir=there", f"--csv={file}"]
+    options = ["--models=cotnet_tiny", "--devices=1,2", "--data=there", f"--csv={file}"]
     benchmark_scaling.main(options)
     _, first, _, second, whole, failed = capsys.readouterr().out.splitlines()
     assert "100.0%" in first and "95.0%" in second and "3.0%" in second
