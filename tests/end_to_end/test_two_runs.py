@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,18 @@ FLAGS = [
 ]
 
 
+def stop(run):
+    """Stop a process, and wait for all its threads: what the kernel does for them is finished."""
+    run.send_signal(signal.SIGSTOP)
+    end = time.monotonic() + 60
+    while not all(
+        "State:\tT" in status.read_text()
+        for status in Path(f"/proc/{run.pid}").glob("task/*/status")
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_second_run_is_one_line_and_a_killed_one_is_followed_at_once(tmp_path, monkeypatch):
     cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
@@ -29,7 +42,7 @@ def test_a_second_run_is_one_line_and_a_killed_one_is_followed_at_once(tmp_path,
     # Stopped in the middle, so that the second one finds it at work.
     first = TrainingRun("~/run", *FLAGS)
     first.wait_for("| step 4/20")
-    first.send_signal(signal.SIGSTOP)
+    stop(first)
     workdir = tmp_path / "run"
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 
