@@ -24,6 +24,8 @@ from cotnet_jax.export.formats import to_onnx
 from cotnet_jax.export.options import INPUT
 from cotnet_jax.tools import exported_models
 
+# Seconds before a call: ONNX Runtime's threads keep the cores busy for a while after theirs.
+PAUSE = 0.1
 COLUMNS = "model,pixels,batch_size,jax_ms,onnx_ms,onnx_folded_ms,cores,versions"
 
 
@@ -67,6 +69,7 @@ def measure(model: exported_models.ExportedModel, rounds: int) -> list[float]:
         call()
     for row in tqdm(seconds, desc=model.name, leave=False):
         for index, call in enumerate(calls):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             call()
             row[index] = time.perf_counter() - start
