@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cotnet_jax.command_line import Parser, positive, positives
 from cotnet_jax.configs import default
 from cotnet_jax.distributed import initialize
 
@@ -53,6 +54,28 @@ def each_way(counts: Sequence[int]) -> Iterator[Arrangement]:
 def powers_of_two(most: int) -> list[int]:
     """Return 1, 2, 4, ... up to ``most``."""
     return [2**i for i in range(most.bit_length())]
+
+
+def default_counts() -> list[int]:
+    """Return 1, 2, 4, ... up to the number of devices here."""
+    return powers_of_two(count_devices())
+
+
+def add_options(parser: Parser) -> None:
+    """Add --devices, without which ``default_counts`` are meant, and --limit."""
+    parser.add_argument(
+        "--devices",
+        type=positives,
+        metavar="N,...",
+        help="Numbers of GPUs; default 1, 2, 4, ... up to all of them.",
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=1800,
+        metavar="SECONDS",
+        help="Longest time of one measurement; default %(default)s.",
+    )
 
 
 def count_devices() -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from cotnet_jax.checkpoint.workdir import Workdir
-from cotnet_jax.command_line import Parser, positive, positives
+from cotnet_jax.command_line import Parser, positive
 from cotnet_jax.configs import default
 from cotnet_jax.models.cotnet import list_models
 from cotnet_jax.tools import arrangements, benchmark_model
@@ -171,12 +171,7 @@ def main(arguments: list[str]) -> None:
         metavar="NAME,...",
         help="Default cotnet50.",
     )
-    parser.add_argument(
-        "--devices",
-        type=positives,
-        metavar="N,...",
-        help="Numbers of GPUs; default 1, 2, 4, ... up to all of them.",
-    )
+    arrangements.add_options(parser)
     parser.add_argument(
         "--batch_size",
         type=positive,
@@ -202,18 +197,11 @@ def main(arguments: list[str]) -> None:
         metavar="N",
         help="Of the whole run; default %(default)s.",
     )
-    parser.add_argument(
-        "--limit",
-        type=positive,
-        default=1800,
-        metavar="SECONDS",
-        help="Longest time of one measurement; default %(default)s.",
-    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="Append all columns to this file.")
     options = parser.parse_args(arguments)
     if options.steps < 2 * LINES:
         parser.error(f"--steps={options.steps}: must be {2 * LINES} or more")
-    counts = options.devices or arrangements.powers_of_two(arrangements.count_devices())
+    counts = options.devices or arrangements.default_counts()
     print(HEADER, flush=True)
     for model in options.models:
         task = {"model": model, "size": options.size, "batch_size": options.batch_size}

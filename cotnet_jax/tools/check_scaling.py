@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cotnet_jax.command_line import Parser, positive, positives
+from cotnet_jax.command_line import Parser, positive
 from cotnet_jax.configs import default
 from cotnet_jax.distributed import sharding
 from cotnet_jax.distributed.initialize import is_first_process
@@ -35,7 +35,7 @@ STEPS, TOLERANCE = 10, 1e-5
 SMALLEST_NORM = 1e-3
 
 
-def train_here(task: dict[str, Any]) -> dict[str, str]:
+def train_here(task: dict[str, Any]) -> None:
     """Take ten steps on all devices of all processes; the first process writes the weights."""
     # Not TF32, which GPUs take for float32 by themselves.
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -63,7 +63,6 @@ def train_here(task: dict[str, Any]) -> dict[str, str]:
     if is_first_process():
         named, _ = jax.tree_util.tree_flatten_with_path(arrays)
         np.savez(task["file"], **{jax.tree_util.keystr(path): array for path, array in named})
-    return {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
 
 
 def train(task: dict[str, Any], arrangement: Arrangement, seconds: float) -> dict[str, np.ndarray]:
@@ -91,7 +90,8 @@ def difference(arrays: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 def main(arguments: list[str]) -> int:
     task = arrangements.this_process()
     if task:
-        arrangements.pass_on(train_here(task))
+        train_here(task)
+        arrangements.pass_on(None)
         return 0
     command = f"python -m {MODULE}"
     parser = Parser(
@@ -106,12 +106,7 @@ def main(arguments: list[str]) -> int:
         metavar="NAME",
         help="Default %(default)s.",
     )
-    parser.add_argument(
-        "--devices",
-        type=positives,
-        metavar="N,...",
-        help="Numbers of GPUs; default 1, 2, 4, ... up to all of them.",
-    )
+    arrangements.add_options(parser)
     parser.add_argument(
         "--batch_size",
         type=positive,
@@ -122,15 +117,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--size", type=positive, default=224, metavar="N", help="Pixels; default %(default)s."
     )
-    parser.add_argument(
-        "--limit",
-        type=positive,
-        default=1800,
-        metavar="SECONDS",
-        help="Longest time of one run of ten steps; default %(default)s.",
-    )
     options = parser.parse_args(arguments)
-    counts = options.devices or arrangements.powers_of_two(arrangements.count_devices())
+    counts = options.devices or arrangements.default_counts()
     uneven = [str(count) for count in counts if options.batch_size % count]
     if uneven:
         parser.error(f"--batch_size={options.batch_size} is not divided by {', '.join(uneven)}")
