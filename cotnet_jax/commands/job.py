@@ -19,6 +19,7 @@ by themselves; elsewhere give each --coordinator_address, --num_processes and --
 Exit codes: 0 finished, 1 error, 69 another process was lost (start all of them again), 75 stopped
 by SIGTERM with the last step saved, 130 by Ctrl-C.
 """
+_OUT_OF_MEMORY, _MOST_CHARACTERS = "RESOURCE_EXHAUSTED", 200
 REPLACED = {"--config.init_weights": "--config.init_kind"}
 
 
@@ -117,6 +118,8 @@ def _run(load, options) -> None:
 
 
 def _connect_and_work(load, options) -> None:
+    import jax
+
     from cotnet_jax.checkpoint.checkpointer import CheckpointError
     from cotnet_jax.commands.compilation_cache import keep_compiled_programs
     from cotnet_jax.data.undecodable import UndecodableError
@@ -150,6 +153,11 @@ def _connect_and_work(load, options) -> None:
     except explained as error:
         logging.debug("failed", exc_info=True)
         sys.exit(f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if _OUT_OF_MEMORY not in str(error):
+            raise
+        logging.debug("failed", exc_info=True)
+        sys.exit(_explain_memory(options.config, error))
     except PreemptedError as stop:
         print(f"stopped by SIGTERM: {stop}", file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -163,6 +171,18 @@ def _connect_and_work(load, options) -> None:
     if initialize.is_first_process():
         print(json.dumps(metrics), flush=True)
         print(text, file=sys.stderr)
+
+
+def _explain_memory(config: ml_collections.ConfigDict, error: BaseException) -> str:
+    """Say what to change where the memory of a device does not suffice."""
+    first_line = str(error).splitlines()[0]
+    return (
+        f"error: the memory of a device does not suffice ({first_line[:_MOST_CHARACTERS]}).\n"
+        f"While training, the same batch takes about half with --config.accumulate_steps="
+        f"{2 * config.accumulate_steps}, or use a smaller --config.batch_size (now "
+        f"{config.batch_size}); while evaluating, a smaller --config.eval.batch_size (now "
+        f"{config.eval.batch_size})."
+    )
 
 
 def summarize(metrics: Mapping[str, Any], path: str, *files: tuple[str, str]) -> str:
