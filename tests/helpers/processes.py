@@ -82,6 +82,7 @@ class TrainingRun:
         before: str = "",
         devices: int = 1,
         stdout: int = subprocess.DEVNULL,
+        environment: dict[str, str] | None = None,
     ):
         script = _TESTS / "helpers" / "small_network.py" if small else _TESTS.parent / "main.py"
         run_script = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
@@ -89,8 +90,8 @@ class TrainingRun:
         self._process = start(
             {"code": code} if before else {"script": str(script)},
             *(f"--workdir={workdir}", *flags),
-            env=_environment(devices),
-            fresh=bool(before),
+            env=_environment(devices) | (environment or {}),
+            fresh=bool(before or environment),
             stdout=stdout,
             start_new_session=True,
         )
@@ -121,7 +122,9 @@ def _environment(devices: int) -> dict[str, str]:
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS)]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(_TESTS.parent), str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
     }
 
 
