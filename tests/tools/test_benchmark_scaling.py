@@ -110,6 +110,28 @@ def test_weights_that_depend_on_the_devices_are_seen(monkeypatch, capsys, change
     assert len(lines) == 7 and ("0.0e+00" in lines[-1]) == (code == 0)
 
 
+def test_an_arrangement_that_fails_is_a_line_and_not_a_success(monkeypatch, capsys):
+    def train(task, arrangement, seconds):
+        if arrangement.processes > 1:
+            raise ArrangementError(f"{arrangement}: process 1 ended with 1")
+        return {"a": np.ones(3)}
+
+    monkeypatch.setattr(check_scaling, "train", train)
+    assert check_scaling.main(["--model=cotnet_tiny", "--devices=1,2"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("2 devices, 2 processes: process 1 ended with 1") == 2
+
+
+def test_a_second_run_that_differs_is_told(monkeypatch, capsys):
+    values = iter([1.0, 1.0 + 2e-6, 1.0, 1.0])
+    monkeypatch.setattr(
+        check_scaling, "train", lambda *_: {"a": np.full(3, next(values), np.float64)}
+    )
+    assert check_scaling.main(["--model=cotnet_tiny", "--devices=1"]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[-1] == "2.0e-06" and second.split()[-1] == "none"
+
+
 def test_a_batch_that_the_devices_cannot_share_is_refused(capsys):
     with pytest.raises(SystemExit):
         check_scaling.main(["--devices=1,3", "--batch_size=8"])
