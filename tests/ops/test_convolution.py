@@ -11,12 +11,12 @@ from cotnet_jax.ops.space_to_depth import space_to_depth_conv
 RANDOM = np.random.default_rng(0)
 
 
-@pytest.fixture(params=["cpu", "default"])
+@pytest.fixture(params=["cpu", "cuda", "default"])
 def platform(request, monkeypatch):
     """Have the form for one platform chosen."""
 
     def choose(*operands, **forms):
-        return forms[request.param](*operands)
+        return forms.get(request.param, forms["default"])(*operands)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
 
@@ -40,13 +40,17 @@ def xla(x, kernel, strides=1, dilation=1, groups=1):
         (3, 8, {"groups": 4}),
         (3, 8, {"dilation": 2}),
         (3, 8, {"strides": 2, "groups": 2}),
+        # Groups that GPUs join: 4 and 2 to one of 8 channels or more, 8 to 2 of 12, 3 to one of 6.
+        (3, 24, {"groups": 4}),
+        (3, 24, {"groups": 8}),
+        (3, 6, {"groups": 3, "strides": 2}),
         (7, 3, {"strides": 2}),
     ],
 )
 def test_every_form_is_the_convolution(kernel_size, channels, options, platform):
     with jax.enable_x64(True):
         x = jnp.asarray(RANDOM.standard_normal((2, 9, 6, channels)))
-        shape = (kernel_size, kernel_size, channels // options.get("groups", 1), 12)
+        shape = (kernel_size, kernel_size, channels // options.get("groups", 1), 24)
         kernel = jnp.asarray(RANDOM.standard_normal(shape))
         got, expected = (
             jax.value_and_grad(lambda *a, f=f: jnp.sum(f(*a, **options) ** 3), (0, 1))(x, kernel)
@@ -63,3 +67,26 @@ def test_a_convolution_of_blocks_is_the_strided_one(kernel_size, strides, size):
         kernel = jnp.asarray(RANDOM.standard_normal((kernel_size, kernel_size, 3, 4)))
         got = space_to_depth_conv(x, kernel, strides=strides)
         np.testing.assert_allclose(got, xla(x, kernel, strides), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "channels_of_group", "groups", "joined"),
+    [
+        (1, 48, 2, 2),
+        (3, 16, 4, 1),
+        (3, 12, 8, 2),
+        (3, 2, 8, 4),
+        (3, 3, 2, 2),
+    ],
+)
+def test_groups_are_joined_until_they_fill_a_tile(kernel_size, channels_of_group, groups, joined):
+    shape = (kernel_size, kernel_size, channels_of_group, groups)
+    assert convolution._groups_to_join(np.zeros(shape), groups) == joined
+
+
+def test_weights_that_are_not_finite_stay_in_their_group():
+    kernel = jnp.ones((1, 1, 2, 4)).at[..., 0].set(jnp.nan)
+    joined = np.asarray(convolution.join_groups(kernel, 2, 2))[0, 0]
+    np.testing.assert_array_equal(np.isnan(joined[:, 0]), [True, True, False, False])
+    np.testing.assert_array_equal(joined[:, 1], [1, 1, 0, 0])
+    np.testing.assert_array_equal(joined[:, 3], [0, 0, 1, 1])
