@@ -31,6 +31,8 @@ from cotnet_jax.distributed.first_process import run_on_first
 
 # Longest time that processes wait for the first one's work on a few small files.
 _SHARE_SECONDS = 300
+# Files that a prepared dataset's folder has at its top.
+_DATASET_FILES = ("prepare_report.json", "dataset_info.json")
 # Left by processes that were killed; ".writing-*" besides. "*.tmp" are of earlier versions.
 _LEFTOVERS = ("*.json.tmp", "*.txt.tmp", ".probe-*")
 _PACKAGES = (
@@ -198,11 +200,12 @@ class Workdir:
 
         Raises:
           WorkdirError: lists the fields that differ and must not; or the dataset's classes are
-            others, or in another order; or the run's configuration is damaged (on process 0;
-            FirstProcessError elsewhere).
+            others, or in another order; or the run's configuration is damaged; or the folder is
+            that of a dataset (on process 0; FirstProcessError elsewhere).
         """
 
         def check() -> None:
+            self._refuse_dataset()
             differences = self._find_differences(config)
             before = self._images_before()
             reported = {difference.field for difference in differences}
@@ -218,6 +221,15 @@ class Workdir:
                 self._check_classes(config, class_names)
 
         run_on_first(check, _SHARE_SECONDS)
+
+    def _refuse_dataset(self) -> None:
+        """Refuse to start a run among the files of a dataset."""
+        found = next((name for name in _DATASET_FILES if (self.path / name).is_file()), None)
+        if found and not self.holds_run():
+            raise WorkdirError(
+                f"{self} is the folder of a prepared dataset: {found} is in it. Choose another "
+                f"--workdir; to train on the dataset, add --config.data.name={self}"
+            )
 
     def _images_before(self) -> int | None:
         """Return the number of training images of the last start; None if that is unknown."""

@@ -60,7 +60,11 @@ def read_runs(workdirs: Sequence[str | Path]) -> list[Run]:
         raise ValueError("no run is given whose curves could be drawn")
     paths = [files.local(each) for each in workdirs]
     found = [Workdir(path).metrics for path in paths]
-    problems = [f"{path.parent}: no {path.name} in it" for path in found if not path.is_file()]
+    problems = [
+        f"{path.parent}: " + (f"no {path.name} in it" if path.parent.is_dir() else "no such folder")
+        for path in found
+        if not path.is_file()
+    ]
     runs = [read_metrics(path) if path.is_file() else {} for path in found]
     problems += [
         f"{path}: no line of metrics in it"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from cotnet_jax.checkpoint.workdir import Workdir
+from cotnet_jax.checkpoint.workdir import Workdir, WorkdirError
 
 
 @pytest.fixture
@@ -66,3 +66,13 @@ def test_an_unwritable_workdir_is_one_clear_error(tmp_path, mesh):
             mesh=mesh,
             class_names=(),
         )
+
+
+@pytest.mark.parametrize("name", ["prepare_report.json", "dataset_info.json"])
+def test_a_run_does_not_start_in_the_folder_of_a_dataset(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(WorkdirError, match=f"prepared dataset: {name} is in it.*another --workdir"):
+        Workdir(tmp_path).check_resume(ml_collections.ConfigDict(), has_steps=False)
+    # A run that began there with an earlier version goes on.
+    Workdir(tmp_path).checkpoints.mkdir()
+    Workdir(tmp_path).check_resume(ml_collections.ConfigDict(), has_steps=False)

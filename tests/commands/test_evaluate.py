@@ -139,5 +139,5 @@ def test_curves_go_into_a_run_or_here(tmp_path, monkeypatch, capsys):
     assert plot.parse(["runs/a", "runs/b"]).output == str(tmp_path / "curves.png")
     assert plot.parse(["runs/a", "--output=x.png"]).output == str(tmp_path / "x.png")
     assert "RUN is missing" in error_of(capsys, plot.parse)
-    with pytest.raises(SystemExit, match=r"(?s)error: 1 of the given folders.*no metrics.jsonl"):
+    with pytest.raises(SystemExit, match=r"(?s)error: 1 of the given folders.*no such folder"):
         plot.main(["a"])

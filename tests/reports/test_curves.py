@@ -65,8 +65,9 @@ def test_folders_without_metrics_are_listed_together(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "metrics.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"(?s)^2 of .*empty: no metrics.jsonl.*new.*no line"):
-        curves.read_runs([tmp_path / name for name in ("empty", "good", "new")])
+    expected = r"(?s)^3 of .*empty: no metrics.jsonl.*missing: no such folder.*new.*no line"
+    with pytest.raises(ValueError, match=expected):
+        curves.read_runs([tmp_path / name for name in ("empty", "good", "missing", "new")])
 
 
 @pytest.mark.parametrize(
