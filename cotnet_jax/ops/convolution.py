@@ -50,11 +50,11 @@ def convolve(
         return _join([_convolve(*part, strides=strides, dilation=dilation) for part in parts])
 
     def on_cuda(x, kernel):
-        joined = _groups_to_join(kernel, groups)
         kernel = join_groups(kernel, groups, joined)
         return _convolve(x, kernel, strides=strides, dilation=dilation, groups=groups // joined)
 
-    others = {"cuda": on_cuda} if groups > 1 else {}
+    joined = _groups_to_join(kernel, groups)
+    others = {"cuda": on_cuda} if joined > 1 else {}
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, **others, default=elsewhere)
 
 
