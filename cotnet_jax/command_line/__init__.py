@@ -1,5 +1,6 @@
 """What commands share: the style of help and errors, options, and how a command is called."""
 
+from cotnet_jax.command_line.errors import first_line
 from cotnet_jax.command_line.invocation import as_typed, command
 from cotnet_jax.command_line.log_lines import show_own_lines, show_warnings
 from cotnet_jax.command_line.parser import (
@@ -22,6 +23,7 @@ __all__ = [
     "add_weights",
     "as_typed",
     "command",
+    "first_line",
     "path",
     "positive",
     "positives",

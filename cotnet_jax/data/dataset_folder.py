@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
 from cotnet_jax import command_line
+from cotnet_jax.command_line import first_line
 
 # Keys of features.json whose values name a Python class; TFDS imports its module.
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
@@ -125,12 +126,6 @@ def num_records(path: str | os.PathLike) -> int:
         raise OSError(
             f"{path}: is damaged or truncated, {path.stat().st_size:,} bytes ({first_line(error)})"
         ) from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the beginning of an exception's message, for a line of another one."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _shard_problem(path: str, expected: int) -> str:

@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cotnet_jax import command_line, files
+from cotnet_jax.command_line import first_line
 from cotnet_jax.data import digits, imagenet
 from cotnet_jax.data.dataset_folder import (
     DatasetError,
     check_features,
     check_shards,
-    first_line,
     open_folder,
     remedy,
 )

@@ -17,6 +17,7 @@ import ml_collections
 from absl import logging
 from jax.experimental import multihost_utils
 
+from cotnet_jax.command_line import first_line
 from cotnet_jax.config import out_of_range
 from cotnet_jax.distributed import watchdog
 
@@ -106,7 +107,7 @@ def initialize(
     except (RuntimeError, OSError) as error:
         raise InitializeError(
             f"process {process_id} could not connect to the other {num_processes - 1} at "
-            f"{address}: {watchdog.first_line(error)}\n"
+            f"{address}: {first_line(error)}\n"
             "Start all of them, each with its own --process_id, at an address that is free."
         ) from error
     if process_id:

@@ -22,6 +22,7 @@ import ml_collections
 # Orbax takes the coordination service's client from here, too: there is no public name for it.
 from jax._src.distributed import global_state
 
+from cotnet_jax.command_line import first_line
 from cotnet_jax.files import lock
 
 _T = TypeVar("_T")
@@ -35,8 +36,6 @@ _LOST_PEER = re.compile(
     r"(coordination service|CoordinationService|Barrier |heartbeat|tasks are unhealthy)",
     re.DOTALL,
 )
-# Messages show the first line of another error's text, up to this many characters.
-_MAX_ERROR_LENGTH = 200
 _CHECK_SECONDS = 0.2
 # Longest time that a working coordination service takes to answer.
 _SERVICE_TIMEOUT_SECONDS = 2.0
@@ -170,11 +169,6 @@ def exit_together(code: int, seconds: float) -> None:
     with contextlib.suppress(RuntimeError):
         global_state.client.wait_at_barrier("cotnet_jax exits", int(1000 * seconds))
     _exit(code, 0.2)
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's message without the lines that JAX's services append."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:_MAX_ERROR_LENGTH]
 
 
 def _end(reason: str) -> None:
