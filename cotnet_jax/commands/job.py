@@ -19,7 +19,6 @@ by themselves; elsewhere give each --coordinator_address, --num_processes and --
 Exit codes: 0 finished, 1 error, 69 another process was lost (start all of them again), 75 stopped
 by SIGTERM with the last step saved, 130 by Ctrl-C.
 """
-_OUT_OF_MEMORY, _MOST_CHARACTERS = "RESOURCE_EXHAUSTED", 200
 REPLACED = {"--config.init_weights": "--config.init_kind"}
 
 
@@ -126,6 +125,7 @@ def _connect_and_work(load, options) -> None:
     from cotnet_jax.data.workers import WorkerLostError
     from cotnet_jax.distributed import initialize
     from cotnet_jax.distributed.preemption import EXIT_CODE, PreemptedError
+    from cotnet_jax.training import out_of_memory
     from cotnet_jax.training.trainer import DivergedError
 
     work = load()
@@ -154,10 +154,10 @@ def _connect_and_work(load, options) -> None:
         logging.debug("failed", exc_info=True)
         sys.exit(f"error: {error}")
     except jax.errors.JaxRuntimeError as error:
-        if _OUT_OF_MEMORY not in str(error):
+        if not out_of_memory.is_out_of_memory(error):
             raise
         logging.debug("failed", exc_info=True)
-        sys.exit(_explain_memory(options.config, error))
+        sys.exit(f"error: {out_of_memory.explain(options.config, error)}")
     except PreemptedError as stop:
         print(f"stopped by SIGTERM: {stop}", file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -171,18 +171,6 @@ def _connect_and_work(load, options) -> None:
     if initialize.is_first_process():
         print(json.dumps(metrics), flush=True)
         print(text, file=sys.stderr)
-
-
-def _explain_memory(config: ml_collections.ConfigDict, error: BaseException) -> str:
-    """Say what to change where the memory of a device does not suffice."""
-    first_line = str(error).splitlines()[0]
-    return (
-        f"error: the memory of a device does not suffice ({first_line[:_MOST_CHARACTERS]}).\n"
-        f"While training, the same batch takes about half with --config.accumulate_steps="
-        f"{2 * config.accumulate_steps}, or use a smaller --config.batch_size (now "
-        f"{config.batch_size}); while evaluating, a smaller --config.eval.batch_size (now "
-        f"{config.eval.batch_size})."
-    )
 
 
 def summarize(metrics: Mapping[str, Any], path: str, *files: tuple[str, str]) -> str:

@@ -39,12 +39,12 @@ from cotnet_jax.ops.compile_kernels import lower
 from cotnet_jax.tools import benchmark_step
 from cotnet_jax.tools.benchmark_ops import by_comma
 from cotnet_jax.training.loop import build_optimizer
+from cotnet_jax.training.out_of_memory import is_out_of_memory
 from cotnet_jax.training.setup import TrainSetup
 from cotnet_jax.training.state import create_train_state
 
 SECONDS, ROUNDS = 1.0, 5
 BATCH_SIZES = {"train": [640, 128], "infer": [512, 1]}
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 # Kinds of GPU kernels, by their names; the first that fits.
 KINDS = {
     "ours": (
@@ -235,7 +235,7 @@ def measure_what_fits(
         try:
             return measure(pass_, make_setup(batch if pass_ == "train" else None), batch)
         except jax.errors.JaxRuntimeError as error:
-            if OUT_OF_MEMORY not in str(error) or batch == 1:
+            if not is_out_of_memory(error) or batch == 1:
                 raise
         print(f"batch {batch} does not fit into memory: trying {batch // 2}", flush=True)
         batch //= 2
