@@ -61,8 +61,12 @@ def default_counts() -> list[int]:
     return powers_of_two(count_devices())
 
 
-def add_options(parser: Parser) -> None:
-    """Add --devices, without which ``default_counts`` are meant, and --limit."""
+def add_options(parser: Parser, *, batch_size: int, of: str) -> None:
+    """Add --devices, without which ``default_counts`` are meant, --limit, --batch_size and --size.
+
+    Args:
+      batch_size: the default, of the GPUs that ``of`` names.
+    """
     parser.add_argument(
         "--devices",
         type=positives,
@@ -75,6 +79,16 @@ def add_options(parser: Parser) -> None:
         default=1800,
         metavar="SECONDS",
         help="Longest time of one measurement; default %(default)s.",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=positive,
+        default=batch_size,
+        metavar="N",
+        help=f"Images of {of}; default %(default)s.",
+    )
+    parser.add_argument(
+        "--size", type=positive, default=224, metavar="N", help="Pixels; default %(default)s."
     )
 
 

@@ -171,17 +171,7 @@ def main(arguments: list[str]) -> None:
         metavar="NAME,...",
         help="Default cotnet50.",
     )
-    arrangements.add_options(parser)
-    parser.add_argument(
-        "--batch_size",
-        type=positive,
-        default=128,
-        metavar="N",
-        help="Images of each GPU; default %(default)s.",
-    )
-    parser.add_argument(
-        "--size", type=positive, default=224, metavar="N", help="Pixels; default %(default)s."
-    )
+    arrangements.add_options(parser, batch_size=128, of="each GPU")
     parser.add_argument(
         "--data",
         metavar="FOLDER|NAME",

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cotnet_jax.command_line import Parser, positive
+from cotnet_jax.command_line import Parser
 from cotnet_jax.configs import default
 from cotnet_jax.distributed import sharding
 from cotnet_jax.distributed.initialize import is_first_process
@@ -116,17 +116,7 @@ def main(arguments: list[str]) -> int:
         metavar="NAME",
         help="Default %(default)s.",
     )
-    arrangements.add_options(parser)
-    parser.add_argument(
-        "--batch_size",
-        type=positive,
-        default=64,
-        metavar="N",
-        help="Images of all GPUs; default %(default)s.",
-    )
-    parser.add_argument(
-        "--size", type=positive, default=224, metavar="N", help="Pixels; default %(default)s."
-    )
+    arrangements.add_options(parser, batch_size=64, of="all GPUs")
     parser.add_argument("--kinks", action="store_true", help="Keep ReLU and maximum pools.")
     options = parser.parse_args(arguments)
     counts = options.devices or arrangements.default_counts()
