@@ -15,6 +15,7 @@ from helpers.several_processes import (
     STEPS,
     arrays,
     assert_same_end,
+    at_batch,
     end,
     figures,
     lost_message,
@@ -121,17 +122,7 @@ def test_random_processes_are_killed_at_random_moments(tmp_path):
 
 def test_a_process_that_hangs_in_python_ends_both(tmp_path):
     """Its threads live on, with them its heartbeat: only the watchdog notices."""
-    hang = """
-        import time
-        from cotnet_jax.data import pipeline
-        make = pipeline.train_batches
-        def train_batches(*args, **kwargs):
-            for number, batch in enumerate(make(*args, **kwargs)):
-                if number == 20:
-                    time.sleep(600)
-                yield batch
-        pipeline.train_batches = train_batches
-    """
+    hang = at_batch("train_batches", 20, "time.sleep(600)")
     runs = start(tmp_path, 2, "--config.distributed.timeout_seconds=10", before=hang)
     begin = time.monotonic()
     for said in end(runs, [watchdog.EXIT_CODE] * 2):

@@ -3,7 +3,6 @@
 python -m pytest tests/distributed/test_gpus.py -m slow -n 4
 """
 
-import hashlib
 import json
 import shutil
 import signal
@@ -11,12 +10,13 @@ import subprocess
 import time
 
 import jax
-import numpy as np
 import pytest
 from helpers.several_processes import (
     IMAGES,
     arrays,
     assert_same_end,
+    at_batch,
+    digest,
     end,
     lost_message,
     start,
@@ -56,64 +56,39 @@ ENVIRONMENT = {
     "XLA_FLAGS": "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0",
 }
 LONGEST_START = 300
-# What the last process does to itself.
-STOP_ITSELF = """
+# The step at which a process is lost, by what it is at.
+STEP_OF = {"training": 12, "checkpoint": 15, "evaluation": 10}
+STOP_IN_CHECKPOINT = """
     import os, sys
+    from cotnet_jax.checkpoint.checkpointer import Checkpointer
+
+    def save_and_stop(self, state, metrics=None, save=Checkpointer.save):
+        # It returns while the arrays are being written.
+        started = save(self, state, metrics)
+        if int(state.step) == {step}:
+            os.kill(os.getpid(), {signal_number})
+        return started
+
     if "--process_id={victim}" in sys.argv:
-        from cotnet_jax.checkpoint import checkpointer
-        from cotnet_jax.data import pipeline
-
-        moment, signal_number = {moment!r}, {signal_number}
-        save, eval_batches = checkpointer.Checkpointer.save, pipeline.eval_batches
-
-        def save_and_stop(self, state, metrics=None):
-            # It returns while the arrays are being written.
-            started = save(self, state, metrics)
-            if int(state.step) == 15:
-                os.kill(os.getpid(), signal_number)
-            return started
-
-        def evaluate_and_stop(*args, **kwargs):
-            for number, batch in enumerate(eval_batches(*args, **kwargs)):
-                if number == 1:
-                    os.kill(os.getpid(), signal_number)
-                yield batch
-
-        if moment == "checkpoint":
-            checkpointer.Checkpointer.save = save_and_stop
-        if moment == "evaluation":
-            pipeline.eval_batches = evaluate_and_stop
+        Checkpointer.save = save_and_stop
 """
-TAKE_ALL_MEMORY = f"""
-    import sys
-    if "--process_id={GPUS - 1}" in sys.argv:
-        import jax.numpy as jnp
-        from cotnet_jax.data import pipeline
-
-        train_batches = pipeline.train_batches
-
-        def take_memory(*args, **kwargs):
-            for number, batch in enumerate(train_batches(*args, **kwargs)):
-                if number == 12:
-                    jnp.zeros(1 << 40, jnp.int8).block_until_ready()
-                yield batch
-
-        pipeline.train_batches = take_memory
-"""
+TAKE_ALL_MEMORY = at_batch(
+    "train_batches",
+    12,
+    "import jax; jax.numpy.zeros(1 << 40, 'int8').block_until_ready()",
+    GPUS - 1,
+)
 # Writes checksums of the rows of every batch, and of what was restored.
 RECORD = """
-    import hashlib, json, sys
+    import json, sys
     import jax
-    import numpy as np
+    from helpers.several_processes import digest
     from cotnet_jax.checkpoint import checkpointer
     from cotnet_jax.data import pipeline
     from cotnet_jax.training.trainer import Trainer
 
     file = {file!r} + "".join(arg for arg in sys.argv if arg.startswith("--process_id="))
     train_batches, restore = pipeline.train_batches, Trainer.restore
-
-    def digest(array):
-        return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
     def write(**values):
         with open(file, "a") as lines:
@@ -186,31 +161,27 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(
     uninterrupted, tmp_path, signal_number, moment, victim
 ):
     before = ""
-    if moment != "training":
-        before = STOP_ITSELF.format(victim=victim, moment=moment, signal_number=int(signal_number))
+    if moment == "checkpoint":
+        before = STOP_IN_CHECKPOINT.format(
+            step=STEP_OF[moment], victim=victim, signal_number=int(signal_number)
+        )
+    elif moment == "evaluation":
+        stop = f"os.kill(os.getpid(), {int(signal_number)})"
+        before = at_batch("eval_batches", 1, stop, victim)
     runs = start_on_gpus(tmp_path, GPUS, before=before)
-    reads = runs[0]
+    runs[0].wait_for(f"step {STEP_OF[moment]}/")
     if moment == "training":
-        reads.wait_for("step 12/")
         runs[victim].send_signal(signal_number)
-    elif moment == "checkpoint":
-        reads.wait_for("step 15/")
-    else:
-        reads.wait_for("step 10/")
     begin = time.monotonic()
-    survivors = [run for run in runs if run is not runs[victim]]
-    for run in survivors:
-        run.wait(SLOW_SECONDS + 60)
+    survivors = [number for number in range(GPUS) if number != victim]
+    for number in survivors:
+        runs[number].wait(SLOW_SECONDS + 60)
     seconds = time.monotonic() - begin
     runs[victim].kill()
     codes = [watchdog.EXIT_CODE] * GPUS
     codes[victim] = -signal.SIGKILL
     said = end(runs, codes)
-    messages = {
-        lost_message(text).split(": ")[1]
-        for run, text in zip(runs, said, strict=True)
-        if run is not runs[victim]
-    }
+    messages = {lost_message(said[number]).split(": ")[1] for number in survivors}
     print(f"{signal_number.name} in {moment}, process {victim}: {seconds:.0f} s, {messages}")
     assert seconds < (SECONDS if moment == "training" else SLOW_SECONDS) + 30
     end(start_on_gpus(tmp_path, GPUS), timeout=LONGEST_START)
@@ -273,10 +244,6 @@ def test_evaluation_counts_each_image_once(uninterrupted):
 def latest_arrays(workdir):
     """All that the newest checkpoint holds, which is the one that the next start reads."""
     return arrays(workdir, max(find_steps(Workdir(workdir).checkpoints)))
-
-
-def digest(array) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def read_lines(folder, name) -> list[dict]:

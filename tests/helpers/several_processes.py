@@ -1,5 +1,6 @@
 """Runs of several processes over loopback, and what they left."""
 
+import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -46,6 +47,34 @@ def start(workdir, processes, *flags, devices=2, each=(), **options):
         )
         for number in range(processes)
     ]
+
+
+def at_batch(batches: str, number: int, action: str, process: int | None = None) -> str:
+    """Code for ``before``: act when a batch is asked for, in one process or in all.
+
+    Args:
+      batches: the function of cotnet_jax.data.pipeline that makes them.
+      number: of the batch, from 0.
+      action: a statement, which may use os, sys and time.
+    """
+    return f"""
+        import os, sys, time
+        from cotnet_jax.data import pipeline
+
+        def act_at_batch(*args, make=pipeline.{batches}, **kwargs):
+            for number, batch in enumerate(make(*args, **kwargs)):
+                if number == {number}:
+                    {action}
+                yield batch
+
+        if {process} is None or "--process_id={process}" in sys.argv:
+            pipeline.{batches} = act_at_batch
+    """
+
+
+def digest(array) -> str:
+    """A checksum of an array's values."""
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def end(runs, codes=None, timeout=120) -> list[str]:
